@@ -1,0 +1,143 @@
+"""Typed sections of a composed config: plain dataclasses, checked by pydantic in runner.compose, light to import.
+
+A method's own section (``method``) is checked against the method's class instead. Every field of every section stands
+in the YAML files under conf/, so that ``--cfg job`` shows all there is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """A network of the zoo (``name``) or of the user (``target=package:function``)."""
+
+    name: str
+    target: str | None = None  # package:function(num_classes=..., in_channels=..., **arguments) -> torch.nn.Module
+    arguments: dict[str, Any] = field(default_factory=dict)  # passed to the function
+    weights: str | None = None  # a .safetensors file, or a run folder
+    stem: Literal["auto", "imagenet", "cifar"] = "auto"  # auto: by image size, printed (runner.models.choose_stem)
+    padding: Literal["auto", "symmetric", "tensorflow"] = "auto"  # tensorflow: stride-2 3x3 pads right and bottom only
+
+
+@dataclass(kw_only=True)
+class AugmentationSettings:
+    """The plain training view of a data set; a method may add to it."""
+
+    horizontal_flip: bool = False
+    crop_padding: NotNegative = 0  # pixels added on each side before a random crop back to the image size
+    padding_mode: Literal["reflect", "constant"] = "reflect"
+
+
+@dataclass(kw_only=True)
+class DatasetSettings:
+    """A labelled image set."""
+
+    name: str
+    path: str | None = None  # folder or archive of the user; enters the key as the fingerprint of its content
+    image_size: Positive | None = None  # side in pixels after resizing; null: as stored (the first image's)
+    train_size: Positive | None = None  # class-balanced subset of the training images; null: all
+    test_size: Positive | None = None
+    validation_fraction: Fraction = 0.0  # taken class-balanced from the end of the training split
+    normalisation: dict[str, list[float]] | None = None  # {mean: [...], std: [...]} on the 0-255 scale
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+
+
+@dataclass(kw_only=True)
+class OptimizerSettings:
+    name: Literal["sgd", "sgd_tensorflow", "adam", "adamw"]  # sgd_tensorflow: learning rate inside the velocity
+    learning_rate: Annotated[float, Field(gt=0)]
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # coupled L2, on every trainable tensor
+
+
+@dataclass(kw_only=True)
+class ScheduleSettings:
+    name: Literal["constant", "step", "cosine"]
+    milestones: list[float] = field(default_factory=list)  # fractions of all epochs, rounded down to whole epochs
+    factor: float = 0.1  # learning rate multiplier at each milestone
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """How a network is trained; one override fixes the protocol of all compared methods."""
+
+    name: str
+    epochs: Positive
+    batch_size: Positive
+    drop_last: bool
+    evaluation_batch_size: Positive
+    channels_last: bool
+    gradient_clip: float | None  # maximum norm over all parameters; null: off
+    label_smoothing: Fraction
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+
+
+@dataclass(kw_only=True)
+class Scale:
+    """How much of everything; null means no limit."""
+
+    name: Literal["smoke", "desk", "paper"]
+    max_train_examples: Positive | None
+    max_test_examples: Positive | None
+    max_epochs: Positive | None
+    max_steps: Positive | None  # steps of a loop without epochs, and of each epoch of a loop with epochs
+    small_image_stem: Literal["imagenet", "cifar"]  # what stem=auto means below 64 pixels, for nets that have both
+    export_program: bool  # write the torch.export program of a product
+
+
+@dataclass(kw_only=True)
+class Hardware:
+    """Never part of a run's key."""
+
+    name: str
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: Positive | None  # null: torch's choice at the first start; a resume reuses the stored count
+
+
+@dataclass(kw_only=True)
+class Tracking:
+    """Where metrics go beside metrics.jsonl; never part of a run's key."""
+
+    mode: Literal["online", "offline", "none"]
+    project: str
+    entity: str | None
+    group: str | None
+    name: str | None
+    tags: list[str]
+    notes: str | None
+    every_steps: Positive  # of a loop's logged values, one in so many is written
+
+
+@dataclass(kw_only=True)
+class Paths:
+    runs: str  # run folders
+    data: str  # downloaded data sets
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    every_seconds: Annotated[float, Field(ge=0)]  # 0: after every step
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelSettings,
+    "dataset": DatasetSettings,
+    "recipe": Recipe,
+    "scale": Scale,
+    "hardware": Hardware,
+    "tracking": Tracking,
+    "paths": Paths,
+    "checkpoint": Checkpoint,
+}
