@@ -44,6 +44,8 @@ class Progress:
 
     def advance(self, step: int, values: dict[str, float]) -> None:
         """``step`` steps of the phase are finished; ``values`` are the last ones read (kept by reference)."""
+        if not self._open:
+            return
         phase = self._open[-1]
         phase.step = step
         phase.values = values
@@ -55,8 +57,8 @@ class Progress:
 
     def end_phase(self, seconds: float) -> None:
         """The phase is finished and took ``seconds`` over all attempts; an outermost one stays as a line."""
-        phase = self._open.pop()
-        if self._open:
+        phase = self._open.pop() if self._open else None
+        if phase is None or self._open:
             return
         parts = [f"{phase.step} step{'s' * (phase.step != 1)}"] if phase.step else []
         parts += [format_values(phase.values)] if phase.values else []

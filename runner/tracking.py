@@ -207,7 +207,10 @@ def replay(folder: Path, mode: Literal["online", "offline"], limit_seconds: floa
     Returns ``{"url": ...}`` or ``{"folder": ...}``, or ``{"error": ...}``.
     Rows that are on the server already are not sent again.
     """
-    limit_seconds += (folder / "metrics.jsonl").stat().st_size / REPLAY_BYTES_PER_SECOND
+    record = folder / "metrics.jsonl"
+    if not record.exists() or not (folder / "wandb" / "run.json").exists():
+        return {"error": "the run was never tracked"}
+    limit_seconds += record.stat().st_size / REPLAY_BYTES_PER_SECOND
     worker = _start(folder, mode, "replay")
     try:
         output, _ = worker.communicate(timeout=limit_seconds)
