@@ -6,6 +6,7 @@ a display thread would compete with the loop for the interpreter.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from time import perf_counter
@@ -132,8 +133,14 @@ class Progress:
     def _silence(self) -> None:
         self._bar = None
         self._plain = True
-        self._stream = open(os.devnull, "w")  # noqa: SIM115, PTH123 - stands in for a stream until the process ends
         self._due = self._interval = float("inf")
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, self._stream.fileno())  # else the interpreter fails at its end, when it flushes the stream
+        except (OSError, ValueError):
+            self._stream = io.StringIO()
+        finally:
+            os.close(null)
 
 
 class _Phase:

@@ -96,6 +96,7 @@ def forward(folder: Path, mode: str, ended: threading.Event, tell: Any) -> None:
         dir=str(folder),
         resume="allow" if online else None,
         config=about["config"],
+        allow_val_change=True,  # the attempt
         settings=wandb.Settings(
             silent=True,
             console="off",
@@ -111,15 +112,12 @@ def forward(folder: Path, mode: str, ended: threading.Event, tell: Any) -> None:
         **{name: about[name] for name in ("id", "project", "entity", "group", "name", "tags", "notes")},
     )
     if online:
-        run.config.update({"attempt": about["config"]["attempt"]}, allow_val_change=True)
         tell(url=run.url)
     translate = Translator()
     defined = set()
     count = 0
     for row in rows(folder / "metrics.jsonl", ended):
         if row is None:
-            if online and count > sent:
-                counter.write_text(str(count))
             continue
         series, values = translate(row)
         count += 1
@@ -133,7 +131,7 @@ def forward(folder: Path, mode: str, ended: threading.Event, tell: Any) -> None:
     run.summary.update(about.get("summary") or {})
     piece = Path(run.dir).parent
     run.finish(exit_code=0 if about.get("state") == "done" else 1)
-    if online:
+    if online:  # only now is it known that they arrived; to send some twice is better than to leave some out
         counter.write_text(str(max(count, sent)))
     else:
         tell(folder=str(piece))

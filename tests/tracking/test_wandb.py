@@ -197,6 +197,36 @@ def test_a_wandb_that_hangs_is_left_after_the_limit(tmp_path, monkeypatch):
     assert [line.partition(",")[0] for line in lines] == ["W&B: no answer within 0 s", "W&B: no offline record"]
 
 
+def test_what_follows_a_run_ends_with_it_even_when_the_run_is_killed(tmp_path):
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+import test_wandb
+from runner import tracking
+folder = Path({str(tmp_path)!r})
+file = test_wandb.MetricsFile(folder / "metrics.jsonl")
+test_wandb.tracker(folder, []).start()
+follower = tracking._start(folder, "offline", "follow")  # offline, since there is no server to follow to
+file.write("train", 1, {{"loss": 1.0}})
+file.flush()
+print(follower.pid, flush=True)
+follower.stdout = None
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -9
+    pid = int(done.stdout.splitlines()[0])
+    for _ in range(200):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the process that follows the run outlives it")
+    (piece,) = pieces(tmp_path)
+    assert b"train/loss" in piece.read_bytes()
+
+
 def test_online_without_a_login_is_recorded_offline(tmp_path):
     lines: list[str] = []
     run = tracker(tmp_path, lines, settings=settings(mode="online"))
@@ -251,10 +281,10 @@ def test_inner_loops_become_one_series_that_goes_on_counting():
 def test_following_sees_each_row_once_when_a_resume_replaces_the_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     killed = MetricsFile(path)
-    for step in (1, 2, 3):
-        killed.write("train", step, {})
-        killed.flush()
-        stored = killed.position() if step == 1 else stored if step > 1 else 0
+    killed.write("train", 1, {})
+    stored = killed.position()
+    killed.write("train", 2, {})
+    killed.write("train", 3, {})
     killed.close()
     ended = threading.Event()
     followed = rows(path, ended)
