@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from runner.cells import Cell
     from runner.datasets.images import Batches, ImageData, Images
     from runner.observer import RunObserver
+    from runner.progress import Progress
     from runner.schema import Recipe, Scale
     from runner.settings import Settings
 
@@ -36,18 +37,21 @@ class Launch:
     """What a run and the cells inside it share: the process, not the experiment."""
 
     device: torch.device
-    observer: RunObserver
+    progress: Progress
     stop_requested: Callable[[], bool]
 
 
 class Context:
     """The one argument of ``run(self, ctx)``. Verbs are documented where they are defined in ``Durable``."""
 
-    def __init__(self, config: Mapping[str, Any], settings: Settings, folder: RunFolder, launch: Launch) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], settings: Settings, folder: RunFolder, launch: Launch, observer: RunObserver
+    ) -> None:
         self.config = config
         self.settings = settings
         self.folder = folder
         self.launch = launch
+        self.observer = observer
         self.device = launch.device
         self.seed: int = config["seed"]
         self.recipe: Recipe = settings.recipe
@@ -59,8 +63,8 @@ class Context:
         self.durable = Durable(
             seed=self.seed,
             device=self.device,
-            checkpoints=Checkpoints(folder.path / "checkpoints", launch.observer.say),
-            observer=launch.observer,
+            checkpoints=Checkpoints(folder.path / "checkpoints", observer.say),
+            observer=observer,
             every_seconds=settings.checkpoint.every_seconds,
             log_every=settings.tracking.every_steps,
             max_epochs=self.scale.max_epochs,
@@ -90,7 +94,7 @@ class Context:
 
     def say(self, text: str) -> None:
         """One line to the screen and to log.txt."""
-        self.launch.observer.say(text)
+        self.observer.say(text)
 
     # ---- data ------------------------------------------------------------------------------------------------------
 
@@ -98,6 +102,9 @@ class Context:
     def data(self) -> ImageData:
         """The data set, capped by the scale; the normalisation of given weights replaces the data set's own."""
         from runner.datasets import load_data
+        from runner.datasets.images import Normalisation
+        from runner.models import describe_model
+        from runner.models.weights import origin_of
 
         with randomness.stream(self.seed, "data"):
             data = load_data(
@@ -106,9 +113,20 @@ class Context:
                 data_root=Path(self.settings.paths.data).expanduser(),
                 offline=self.config["offline"],
             )
-        normalisation = self.settings.origin_normalisation
-        if normalisation is not None:
-            data.use_normalisation(*normalisation)
+        weights = self.settings.model.weights
+        origin = origin_of(weights) if weights else None
+        if origin is not None and origin.normalisation is not None:
+            mean, std = (torch.tensor(origin.normalisation[name]) for name in ("mean", "std"))
+            data.normalisation = Normalisation(mean, std)
+        self.say(
+            f"data {data.display_name}: {len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test, "
+            f"{data.num_classes} classes, {data.image_size}x{data.image_size}"
+        )
+        self.say(
+            describe_model(
+                self.settings.model, image_size=data.image_size, small_image_stem=self.scale.small_image_stem
+            )
+        )
         return data
 
     def split(self, split: str | Images) -> Images:
@@ -147,19 +165,16 @@ class Context:
     def model(self) -> nn.Module:
         """The config's network: freshly initialised from its own random stream, or with ``model.weights``."""
         from runner.models import build_model
-        from runner.models.weights import load_weights
 
-        model = self.settings.model
+        data = self.data
         with randomness.stream(self.seed, "model", self._next("model")):
             network = build_model(
-                model,
-                num_classes=self.data.num_classes,
-                image_size=self.data.image_size,
-                channels=self.data.channels,
+                self.settings.model,
+                num_classes=data.num_classes,
+                image_size=data.image_size,
+                channels=data.channels,
                 small_image_stem=self.scale.small_image_stem,
             )
-        if model.weights is not None:
-            network = load_weights(network, Path(model.weights))
         return self._placed(network)
 
     def trained_model(self, role: str = "baseline") -> nn.Module:
@@ -167,7 +182,8 @@ class Context:
 
         ``model.weights`` takes its place when it is set. The network is on the device, in training mode, trainable.
         """
-        from runner.cells import role_config, run_cell
+        from runner.cells import run_cell
+        from runner.plan import role_config
         from runner.product import load
 
         if self.settings.model.weights is not None:
@@ -188,7 +204,8 @@ class Context:
         It inherits model, dataset, scale, precision, seed and the role sections; ``fields`` are its hyperparameters,
         ``recipe`` replaces this run's recipe.
         """
-        from runner.cells import cell_config, run_cell
+        from runner.cells import run_cell
+        from runner.plan import cell_config
 
         return run_cell(self, cell_config(self.config, method, fields, recipe), as_role=role or method)
 
@@ -203,12 +220,13 @@ class Context:
             image_size=self.data.image_size,
             channels=self.data.channels,
             small_image_stem=self.scale.small_image_stem,
+            normalisation={
+                "mean": self.data.normalisation.mean.tolist(),
+                "std": self.data.normalisation.std.tolist(),
+            },
+            class_names=self.data.class_names,
+            dataset=self.data.display_name,
         )
-        architecture["normalisation"] = {
-            "mean": self.data.normalisation.mean.tolist(),
-            "std": self.data.normalisation.std.tolist(),
-        }
-        architecture["class_names"] = list(self.data.class_names)
         example = torch.zeros(2, *self._input_shape(), device=self.device)
         with randomness.preserved():
             self.product = save_model(

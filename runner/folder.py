@@ -20,6 +20,7 @@ import psutil
 from runner.errors import UserError
 from runner.storage import read_json, write_atomic, write_json
 
+_STATUS = threading.Lock()  # the run and its status writer share the file
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0  # a lock of another host without a heartbeat for so long is free
 
@@ -35,6 +36,13 @@ def process_start(pid: int) -> float | None:
 
 class Locked(UserError):
     """The run folder belongs to a live process."""
+
+    def __init__(self, folder: Path, owner: dict[str, Any]) -> None:
+        super().__init__(
+            f"{folder} is in use by process {owner['pid']} on {owner['host']}; "
+            "wait for it, or stop it and repeat the command"
+        )
+        self.folder = folder
 
 
 @dataclass
@@ -58,7 +66,8 @@ class RunFolder:
 
     def update_status(self, **values: Any) -> None:
         """Merges ``values`` into status.json."""
-        write_json(self.path / "status.json", {**self.status(), **values, "updated": time.time()})
+        with _STATUS:
+            write_json(self.path / "status.json", {**self.status(), **values, "updated": time.time()})
 
     def create(self) -> None:
         """Makes the folder; a read-only or impossible place is a wrong request."""
@@ -91,9 +100,7 @@ class RunFolder:
         with _guard(self.path):
             owner = read_json(path)
             if owner and _alive(owner, path):
-                raise Locked(
-                    f"{self.path} is in use by process {owner['pid']} on {owner['host']}; wait for it, or stop it and repeat the command"
-                )
+                raise Locked(self.path, owner)
             pid = os.getpid()
             mine = {"pid": pid, "start": process_start(pid), "host": socket.gethostname()}
             write_json(path, mine)

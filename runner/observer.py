@@ -1,4 +1,4 @@
-"""One face for the display, metrics.jsonl and the tracker: what the durable verbs and the context report to."""
+"""One face for the display, metrics.jsonl and log.txt: what the durable verbs and the context report to."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ if TYPE_CHECKING:
 
     from runner.metrics import MetricsFile
     from runner.progress import Progress
-    from runner.tracking import Tracker
 
 
 class RunObserver:
-    """Reports one run. Cells inside it get an observer of their own that shares the display (``for_cell``)."""
+    """Reports one run. A cell inside it has an observer of its own that shares the display."""
 
-    def __init__(self, progress: Progress, metrics: MetricsFile, tracker: Tracker, log: Path, prefix: str = "") -> None:
+    def __init__(self, progress: Progress, metrics: MetricsFile, log: Path, prefix: str = "") -> None:
         self.progress = progress
         self.metrics = metrics
-        self.tracker = tracker
         self.log = log
         self.prefix = prefix
         self.now = ("", 0)  # phase and step, for status.json
@@ -50,12 +48,11 @@ class RunObserver:
     def write(self, phase: str, step: int, values: dict[str, float]) -> None:
         """Values of a step, already read."""
         self.metrics.write(phase, step, values)
-        self.tracker.log(phase, step, values)
 
     def position(self) -> int:
-        """Length of metrics.jsonl in bytes, everything written so far included."""
+        """Lines of metrics.jsonl, everything written so far included."""
         return self.metrics.position()
 
     def rewind(self, position: int) -> None:
-        """The next write goes to ``position``; what stands after it is dropped then."""
+        """The next write comes after line ``position``; what stands there now is dropped then."""
         self.metrics.rewind(position)

@@ -17,7 +17,7 @@ CONTEXT.set_forkserver_preload(
 
 def start(function: Callable[..., Any], *arguments: Any) -> multiprocessing.Process:
     """Starts ``function(*arguments)`` in a forked process; it must be importable."""
-    process = CONTEXT.Process(target=_entry, args=(function, arguments, os.getcwd(), list(sys.path)))
+    process = CONTEXT.Process(target=_entry, args=(function, arguments, str(Path.cwd()), list(sys.path)))
     process.start()
     return process
 

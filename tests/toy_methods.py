@@ -104,7 +104,7 @@ def every_verb(ctx: Durable, event) -> dict[str, float]:
         for inputs, _ in ctx.loop("client", SeededBatches()):
             event()
             total["sum"] += float(client(inputs).sum().detach()) + float(torch.rand(()))
-        total["sum"] += ctx.once("round score", lambda: float(torch.rand(())) + round_number)
+        total["sum"] += ctx.once("round score", lambda number=round_number: float(torch.rand(())) + number)
         event()
     for inputs, labels in ctx.loop("fine tune", SeededBatches(), epochs=2):
         event()
