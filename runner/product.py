@@ -37,9 +37,9 @@ def save_model(
     """
     from safetensors.torch import save
 
-    # Copies: tied tensors may not share memory in the file, and equal values must give equal bytes in any memory format.
-    state = model.state_dict()
-    weights = save({name: state[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in state})
+    # Contiguous copies: tied tensors may not share memory in the file, and the bytes may not depend on memory format.
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    weights = save({name: state[name].cpu().clone(memory_format=torch.contiguous_format) for name in state})
     digest = hashlib.sha256(weights).hexdigest()
     stored = {
         **architecture,
@@ -94,7 +94,8 @@ class ExportedNetwork(nn.Module):
     def train(self, mode: bool = True) -> ExportedNetwork:
         if mode:
             raise UserError(
-                "this network is an exported program, for evaluation only; install the package of its model.target to train it"
+                "this network is an exported program, for evaluation only; "
+                "to train it, install the package of its model.target"
             )
         return self
 
@@ -135,8 +136,6 @@ def _export(model: nn.Module, example_input: torch.Tensor, file: Path) -> str | 
 
 
 def _load_program(folder: Path, absent: UserError) -> nn.Module:
-    import torch.export
-
     file = folder / "program.pt2"
     if not file.is_file():
         raise UserError(f"{folder}: {absent}; and no exported program was stored beside the weights") from absent
@@ -159,6 +158,8 @@ def _refuse_code(file: Path) -> None:
 
 def _load_without_pickle(file: Path) -> torch.export.ExportedProgram:
     """torch.export.load, its inner torch.load calls held to weights_only by torch's own switch."""
+    import torch.export  # seconds, so only here
+
     switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(switch)
     os.environ[switch] = "1"

@@ -91,7 +91,7 @@ def resolve(settings: ModelSettings, *, image_size: int, small_image_stem: str) 
     if padding == "tensorflow" and side % 2**entry.halvings:
         multiple = 2**entry.halvings * (1 if stem == "cifar" else 4)
         raise UserError(
-            f"model.padding=tensorflow: {settings.name} meets feature maps of odd size in images of {image_size} pixels; "
+            f"model.padding=tensorflow: images of {image_size} pixels give {settings.name} feature maps of odd size; "
             f"use model.padding=symmetric, or dataset.image_size a multiple of {multiple}"
         )
     return dataclasses.replace(settings, stem=stem, padding=padding)
@@ -139,10 +139,12 @@ def architecture_of(
     small_image_stem: str,
     normalisation: dict[str, list[float]],
     class_names: list[str],
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """What runner.product.save_model writes beside the weights so that runner.load can rebuild the network.
 
-    ``normalisation`` is {mean, std}, one number a channel on the 0-255 scale.
+    ``normalisation`` is {mean, std}, one number a channel on the 0-255 scale; ``dataset`` says in words what the
+    network was trained on.
     """
     resolved = resolve(settings, image_size=image_size, small_image_stem=small_image_stem)
     return {
@@ -156,6 +158,7 @@ def architecture_of(
         "padding": resolved.padding,
         "normalisation": {key: [float(value) for value in normalisation[key]] for key in ("mean", "std")},
         "class_names": list(class_names),
+        "dataset": dataset,
     }
 
 

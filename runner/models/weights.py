@@ -1,4 +1,4 @@
-"""Weights on disk: where they come from, what that origin asks for, and loading them. Torch is imported only to load."""
+"""Weights on disk: where they come from, what that origin asks for, and loading them (only that imports torch)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def origin_of(path: str | Path) -> Origin | None:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> Origin | None:
-    """Load the weights at ``path`` (a .safetensors file, or a run folder) into ``model``, in place; returns their origin.
+    """Load the weights at ``path`` (a .safetensors file or a run folder) into ``model``, in place; return their origin.
 
     Names are mapped as the origin says and a ``module.`` prefix of all names is dropped; pruned widths of a run folder
     resize the network first. Counters of batches seen by batch normalisation may be absent. Raises UserError: missing
@@ -139,7 +139,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{file}: no readable safetensors file ({error}); it is missing, truncated or damaged: fetch or make it again"
+            f"{file}: no readable safetensors file ({error}); missing, truncated or damaged: fetch or make it again"
         ) from error
 
 
