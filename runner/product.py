@@ -31,6 +31,7 @@ def save_model(
     """Write ``model`` as a product folder; an older one is replaced as a whole.
 
     ``architecture`` comes from runner.models.architecture_of; widths and the hash of the weights are added here.
+    Tensors alone are stored: what a module keeps as extra state of another type is left out.
     ``example_input`` is a batch (B, C, H, W). Returns ``sha256`` of the weights (equal tensors give equal bytes),
     ``weights_bytes`` of their file, and ``warning``: why there is no exported program, or None. Export never fails
     the run.
@@ -47,7 +48,7 @@ def save_model(
         "widths": widths_of(model),
         "weights_sha256": digest,
     }
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.partial")  # what a kill leaves is replaced by the next save
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     (temporary / "weights.safetensors").write_bytes(weights)

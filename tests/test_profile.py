@@ -32,7 +32,8 @@ def test_a_layer_used_twice_costs_twice_but_is_stored_once():
 
 def test_profile_leaves_no_trace():
     model = small_network()
-    model[1].eval()  # one frozen layer inside a training network
+    model[3].eval()  # one frozen layer inside a training network
+    assert model[1].training  # whose statistics a forward pass in training mode would move
     modes = [module.training for module in model.modules()]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
