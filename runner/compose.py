@@ -40,7 +40,7 @@ class Composed:
         if package:
             node = OmegaConf.select(node, package)
             if node is None:
-                raise _unknown_key(package, _keys(self.node), " (set by --package)")
+                raise _unknown_key(package, _keys(OmegaConf.to_container(self.node)))
             if not OmegaConf.is_config(node):
                 return f"{node}\n"
         return OmegaConf.to_yaml(node, resolve=resolve)
@@ -55,6 +55,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     overrides = list(overrides)
     path = registry.search_path(config_dirs)
     _check_words(overrides, path)
+    _check_keys(overrides, path)
     cfg = _hydra_compose(overrides, path)
 
     from omegaconf import OmegaConf, open_dict
@@ -101,6 +102,19 @@ def _check_words(overrides: Iterable[str], path: Sequence[Path]) -> None:
             raise UserError(f"'{word}': a run needs a {key}; choose another with {key}=NAME{COMMAND_LINE}")
 
 
+def _check_keys(overrides: Sequence[str], path: Sequence[Path]) -> None:
+    """Refuse an unknown key before Hydra is imported, where the files alone are sure to have all keys."""
+    tree, exact = registry.outline(overrides, path)
+    if not exact:
+        return
+    groups = registry.groups(path)
+    valid = _keys(tree)
+    for word in overrides:
+        key = word.partition("=")[0]
+        if "@" not in key and not key.startswith("hydra") and key not in groups and key not in valid:
+            raise _unknown_key(key, valid, groups, word)
+
+
 def _default_groups() -> dict[str, str]:
     """Group -> choice that every run has, from the package's config.yaml."""
     return registry.default_choices(registry.read_yaml(registry.package_conf() / "config.yaml"))
@@ -114,12 +128,12 @@ def _check_hydra_key(key: str) -> None:
     from hydra.conf import HydraConf
     from omegaconf import OmegaConf
 
-    known = _keys(OmegaConf.structured(HydraConf), "hydra.")
+    known = _keys(OmegaConf.to_container(OmegaConf.structured(HydraConf)), "hydra.")
     if key in known or key.partition("/")[2] in ("job_logging", "hydra_logging", "help", "output", "env"):
         raise UserError(
             f"'{key}' has no effect here: paths.runs=DIR moves the run folders, their names are keys{COMMAND_LINE}"
         )
-    raise _unknown_key(key.replace("/", "."), known, COMMAND_LINE)
+    raise _unknown_key(key.replace("/", "."), known, word=key)
 
 
 def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
@@ -127,6 +141,7 @@ def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException, OverrideParseException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -161,7 +176,7 @@ def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
         base = composed(choices)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise _file_problem(error, choices, path) from None
-    valid = _keys(base)
+    valid = _keys(OmegaConf.to_container(base))
     for override in parsed:
         if override.input_line in choices:
             continue
@@ -172,10 +187,7 @@ def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
         if override.is_add() and key in valid:
             raise UserError(f"'{key}' exists already: write {override.input_line.lstrip('+')} without +{COMMAND_LINE}")
         if not (override.is_add() or override.is_force_add()) and key not in valid:
-            parent = key.rpartition(".")[0]
-            if valid.get(parent, None) == {}:  # an open mapping such as model.arguments
-                raise UserError(f"'{key}' is new in {parent}: write +{override.input_line}{COMMAND_LINE}")
-            raise _unknown_key(key, [*valid, *groups], COMMAND_LINE)
+            raise _unknown_key(key, valid, groups, override.input_line)
         try:
             composed([*choices, override.input_line])
         except (HydraException, OmegaConfBaseException) as error:
@@ -217,41 +229,35 @@ def _check_duplicates(chosen: dict[str, str], path: Sequence[Path]) -> None:
             raise UserError(f"{files[1]} has the name of {registry.display(files[0])}: rename yours")
 
 
-def _keys(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of everything below an OmegaConf node ({} for a mapping without keys, None for others)."""
-    from omegaconf import DictConfig
-
+def _keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of everything in a tree, mappings included."""
     found: dict[str, Any] = {}
-    for key in node:
-        name = f"{prefix}{key}"
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
-            found[name] = {} if len(child) == 0 else None
-            if not child._is_missing():
-                found.update(_keys(child, f"{name}."))
-        else:
-            found[name] = child
+    for key, value in tree.items():
+        found[f"{prefix}{key}"] = value
+        if isinstance(value, dict):
+            found |= _keys(value, f"{prefix}{key}.")
     return found
 
 
-def _unknown_key(key: str, valid: Iterable[str], where: str) -> UserError:
+def _unknown_key(key: str, valid: dict[str, Any], groups: Iterable[str] = (), word: str = "") -> UserError:
     """Nearest keys: the same last words below another section first, then the same section, then any."""
-    if not key.startswith("hydra"):
-        valid = [name for name in valid if not name.startswith("hydra")]
-    valid = list(valid)
-    close = [name for name in valid if name.endswith(f".{key}")]
+    where = COMMAND_LINE if word else ""
     section, _, last = key.rpartition(".")
+    if word and valid.get(section) == {}:  # an open mapping such as model.arguments
+        return UserError(f"'{key}' is new in {section}: write +{word}{where}")
+    names = [*valid, *groups]
+    close = [name for name in names if name.endswith(f".{key}")]
     if not close:
-        siblings = {name.rpartition(".")[2]: name for name in valid if name.rpartition(".")[0] == section}
+        siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
         close = [siblings[name] for name in nearest(last, siblings, count=1)]
         if section and not close and siblings and len(siblings) <= 12:
             return UserError(f"unknown key '{key}'{where}; keys of {section}: {', '.join(sorted(siblings))}")
     if not close:
-        close = [name for name in valid if name.endswith(f".{last}")][:3]
+        close = [name for name in names if name.endswith(f".{last}")][:3]
     if not close:
-        ends = {name.rpartition(".")[2]: name for name in valid}
+        ends = {name.rpartition(".")[2]: name for name in names}
         close = [ends[name] for name in difflib.get_close_matches(last, ends, n=1, cutoff=0.75)]
-    hint = f"did you mean {' or '.join(close)}?" if close else did_you_mean(key, valid)
+    hint = f"did you mean {' or '.join(close)}?" if close else did_you_mean(key, names)
     return UserError(f"unknown key '{key}'{where}; {hint}  `runner --cfg job` shows all")
 
 
@@ -271,7 +277,8 @@ def _origin(key: str, overrides: Iterable[str], choices: dict[str, str], path: S
             file = folder / f"{relative}.yaml"
             if file.is_file() and _has_key(registry.read_yaml(file), inner):
                 return f"in {registry.display(file)}"
-    return "in a config file"
+    below = any(word.lstrip("+").startswith(f"{key}.") for word in overrides)
+    return "on the command line" if below else "in a config file"
 
 
 def _has_key(tree: Any, key: str) -> bool:

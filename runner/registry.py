@@ -133,6 +133,54 @@ def default_choices(content: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, Any], bool]:
+    """The keys of the config that a command line leads to, from the YAML files alone, and whether they are all there.
+
+    Good enough to complete and to refuse keys, at a tenth of the cost of Hydra. Not all are there when a file composes
+    further ones, has another package, or when the command line adds choices. Values are those of the last file read.
+    """
+    tree = read_yaml(package_conf() / "config.yaml")
+    chosen = default_choices(tree)
+    exact = all(word[:1] not in "+~" for word in overrides)
+    asked = dict(word.split("=", 1) for word in overrides if "=" in word)
+    asked = {group: name for group, name in asked.items() if group in groups(path)}
+    exact &= set(asked) <= set(chosen)
+    method_file = methods(path).get(asked.get("method", chosen["method"]))
+    chosen |= default_choices(read_yaml(method_file)) if method_file else {}
+    chosen |= asked
+    tree.pop("defaults")
+    overlay = f"recommended/{chosen['method']}"
+    for group, name in [*chosen.items(), (overlay, chosen["scale"])]:
+        file = choices(group, path).get(name)
+        if file is None:
+            exact &= group == overlay
+            continue
+        content = read_yaml(file)
+        entries = content.pop("defaults", [])
+        exact &= group == "method" or not entries
+        exact &= all(_is_plain(entry) for entry in entries)
+        package = re.match(r"#\s*@package\s+(\S+)", file.read_text(encoding="utf-8"))
+        whole = group == overlay or (package is not None and package[1] == "_global_")
+        exact &= package is None or whole
+        _merge(tree, content if whole else {group: content})
+    return tree, exact
+
+
+def _is_plain(entry: Any) -> bool:
+    """Whether ``default_choices`` understands all of an entry of a defaults list."""
+    if isinstance(entry, dict):
+        return all(key.startswith("override /") and "@" not in key for key in entry)
+    return entry == "_self_"
+
+
+def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """A method as its YAML and the head of its class say it; texts are empty where the class declares nothing."""

@@ -53,6 +53,11 @@ def validate(config: dict[str, Any], origin: Origin | None = None) -> Settings:
     return _build(Settings, known, "", origin)
 
 
+def build_section(name: str, values: dict[str, Any], origin: Origin | None = None) -> Any:
+    """One section of runner.schema.SECTIONS from plain values. Raises UserError."""
+    return _build(schema.SECTIONS[name], values, name, origin)
+
+
 def build_method(config: dict[str, Any], method_class: type, origin: Origin | None = None) -> Any:
     """The method's dataclass from ``config["method"]`` (without name and target).
 
@@ -149,9 +154,9 @@ def _message(cls: type, values: Any, prefix: str, problems: list[Any], origin: O
         if inner is None:
             break
         annotation = inner
-        words.append(str(part))
+        words.append(f"[{part}]" if isinstance(part, int) else part)
         value = value.get(part) if isinstance(value, dict) else value[part]
-    key = ".".join(words)
+    key = ".".join(words).replace(".[", "[")
     more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
     if first["type"] == "missing":
         return f"{key}: no value is set; expected {expectation(annotation)}{more}"

@@ -108,7 +108,7 @@ def _candidates(before: list[str], last: str, path: Sequence[Path]) -> Iterable[
 
 def _keys(before: Iterable[str], typed: str, groups: Sequence[str], path: Sequence[Path]) -> Iterable[str]:
     """The next level of keys below what is typed: sections end in a dot, settings and groups in an equals sign."""
-    tree = _config(before, groups, path)
+    tree: Any = registry.outline(list(before), path)[0]
     section = typed.rpartition(".")[0]
     for part in filter(None, section.split(".")):
         tree = tree.get(part) if isinstance(tree, dict) else None
@@ -119,21 +119,3 @@ def _keys(before: Iterable[str], typed: str, groups: Sequence[str], path: Sequen
         f"{prefix}{key}." if isinstance(value, dict) and value else f"{prefix}{key}=" for key, value in tree.items()
     }
     return found if section else found | {f"{group}=" for group in groups}
-
-
-def _config(before: Iterable[str], groups: Sequence[str], path: Sequence[Path]) -> dict[str, Any]:
-    """The keys of the config that the choices so far lead to, from the files alone."""
-    tree = registry.read_yaml(registry.package_conf() / "config.yaml")
-    chosen = registry.default_choices(tree)
-    asked = dict(word.split("=", 1) for word in before if "=" in word)
-    methods = registry.methods(path)
-    own = methods.get(asked.get("method", chosen["method"]))
-    method = registry.read_yaml(own) if own else {}
-    chosen |= registry.default_choices(method) | {group: asked[group] for group in groups if group in asked}
-    for group, name in chosen.items():
-        file = registry.choices(group, path).get(name)
-        if file and group != "method":
-            tree[group] = registry.read_yaml(file)
-    tree |= {key: value for key, value in method.items() if key not in tree}
-    tree.pop("defaults", None)
-    return tree
