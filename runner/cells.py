@@ -64,19 +64,21 @@ def check(planned: Plan) -> Checked:
         UserError: the first thing that is wrong.
     """
     from runner.datasets import check_dataset
-    from runner.models import check_model
+    from runner.models import resolve
 
     config = planned.config
     settings = validate(config, planned.origin)
     check_dataset(settings.dataset, Path(settings.paths.data).expanduser(), settings.offline)
-    check_model(settings.model)
+    if settings.dataset.image_size is not None:
+        stem = settings.scale.small_image_stem
+        resolve(settings.model, image_size=settings.dataset.image_size, small_image_stem=stem)
     method_class = load_target(config["method"]["target"])
     kind = "images"
     accepted = getattr(method_class, "data", (kind,))
     if kind not in accepted:
         raise UserError(
-            f"method {config['method']['name']} takes {' or '.join(accepted)}, and dataset {settings.dataset.name} has {kind}; "
-            "choose another dataset=, see `runner list datasets`"
+            f"method {config['method']['name']} takes {' or '.join(accepted)}, and dataset {settings.dataset.name} "
+            f"has {kind}; choose another dataset=, see `runner list datasets`"
         )
     return Checked(planned, settings, build_method(config, method_class, planned.origin))
 
@@ -130,10 +132,11 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
     folder = planned.folder
     before = folder.status()
     code = planned.code()
-    if before.get("code", code) != code and not settings.allow_code_change:
+    interrupted = any((folder.path / "checkpoints").glob("*.pt"))
+    if interrupted and before.get("code", code) != code and not settings.allow_code_change:
         raise UserError(
-            f"the code of {planned.config['method']['name']} changed since this run was interrupted, and a resume would mix "
-            f"both; allow_code_change=true goes on all the same, or remove {folder.path} to start again"
+            f"the code of {planned.config['method']['name']} changed since this run was interrupted, and a resume "
+            f"would mix both; allow_code_change=true goes on all the same, or remove {folder.path} to start again"
         )
     threads_before = torch.get_num_threads()
     threads = environment.set_threads(before.get("threads") or settings.hardware.threads)
@@ -154,8 +157,8 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         code=code,
     )
     write_atomic(folder.path / "config.yaml", _yaml(planned.config))
-    if repository.code_patch:
-        write_atomic(folder.path / "code.patch", repository.code_patch)
+    if repository.patch:
+        write_atomic(folder.path / "code.patch", repository.patch)
     (folder.path / "error.txt").unlink(missing_ok=True)
     metrics_file = MetricsFile(folder.path / "metrics.jsonl")
     observer = RunObserver(launch.progress, metrics_file, folder.path / "log.txt", prefix)

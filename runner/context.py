@@ -119,8 +119,8 @@ class Context:
             mean, std = (torch.tensor(origin.normalisation[name]) for name in ("mean", "std"))
             data.normalisation = Normalisation(mean, std)
         self.say(
-            f"data {data.display_name}: {len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test, "
-            f"{data.num_classes} classes, {data.image_size}x{data.image_size}"
+            f"data {data.display_name}: {len(data.train)} train, {len(data.validation)} validation, "
+            f"{len(data.test)} test, {data.num_classes} classes, {data.image_size}x{data.image_size}"
         )
         self.say(
             describe_model(
@@ -258,7 +258,7 @@ class Context:
         return accuracy_and_loss(rows)
 
     def profile(self, model: nn.Module, name: str = "final") -> dict[str, Any]:
-        """Parameters, FLOPs (multiply-adds, rule in ``runner.profile``) and latency; kept as profile.<name> in the result."""
+        """Parameters, FLOPs (multiply-adds, see ``runner.profile``) and latency; kept as profile.NAME in the result."""
         from runner.profile import count, latency_ms
 
         shape = self._input_shape()

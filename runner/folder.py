@@ -78,11 +78,12 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"cannot write run folders in {self.path.parent.parent}: {error.strerror}; give another place with paths.runs=DIR"
+                f"cannot write run folders in {self.path.parent.parent}: {error.strerror}; "
+                "give another place with paths.runs=DIR"
             ) from None
 
     def clear(self) -> None:
-        """Prepares a forced rerun: state goes, the old result stays as result.previous.json until the new one is there."""
+        """Prepares a forced rerun: state goes, the old result waits as result.previous.json for the new one."""
         self.result_path.replace(self.path / "result.previous.json")
         for name in ("status.json", "metrics.jsonl", "error.txt"):
             (self.path / name).unlink(missing_ok=True)

@@ -36,6 +36,7 @@ class MetricsFile:
         self._due = 0.0
         self._file = _open(self._path)
         self._rewind_to: int | None = 0
+        self._count = 0  # lines in the file
 
     def write(self, phase: str, step: int, values: dict[str, float]) -> None:
         """One line. ``values`` are Python numbers, already read from the device."""
@@ -56,14 +57,18 @@ class MetricsFile:
             data = memoryview(("\n".join(self._lines) + "\n").encode())
             while data:
                 data = data[os.write(self._file, data) :]
+            self._count += len(self._lines)
             self._lines.clear()
         self._due = time() + FLUSH_SECONDS
 
     def position(self) -> int:
-        """The length of the file in bytes after a flush: what a checkpoint stores for ``rewind``."""
+        """How many lines the file has after a flush: what a checkpoint stores for ``rewind``.
+
+        Lines, not bytes: a line that a resumed run writes again has another time, perhaps in another length.
+        """
         self._cut()
         self.flush()
-        return os.fstat(self._file).st_size
+        return self._count
 
     def rewind(self, position: int) -> None:
         """What was written after ``position()`` gave this number is dropped as soon as something is written again.
@@ -85,7 +90,7 @@ class MetricsFile:
     def _cut(self) -> None:
         if self._rewind_to is None:
             return
-        end = min(self._rewind_to, _end_of_last_whole_line(self._path))
+        end, self._count = _end_of_line(self._path, self._rewind_to)
         if end < os.fstat(self._file).st_size:
             # A new file in place of the old one, not a shorter one: who follows it (W&B) can tell.
             new = self._path.with_name(self._path.name + ".new")
@@ -116,15 +121,13 @@ def _finite(value: Any) -> Any:
     return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _end_of_last_whole_line(path: Path) -> int:
-    """Bytes up to and with the last newline: a process killed while writing leaves a torn line behind it."""
+def _end_of_line(path: Path, count: int) -> tuple[int, int]:
+    """Bytes up to and with newline number ``count``, or the last one there is; and how many newlines that are."""
+    end = lines = 0
     with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            begin = max(0, end - 65536)
-            file.seek(begin)
-            newline = file.read(end - begin).rfind(b"\n")
-            if newline >= 0:
-                return begin + newline + 1
-            end = begin
-    return 0
+        for line in file:
+            if lines == count or not line.endswith(b"\n"):  # a process killed while writing leaves a torn line
+                break
+            end += len(line)
+            lines += 1
+    return end, lines

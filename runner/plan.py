@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from runner.code import code_fingerprint
@@ -56,7 +57,7 @@ def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     if config["dataset"].get("path"):
         from runner.datasets import fingerprint
 
-        content = fingerprint(config["dataset"]["name"], config["dataset"]["path"])
+        content = fingerprint(SimpleNamespace(**config["dataset"]))
         if content is not None:
             found["dataset.path"] = content
     if config["model"].get("weights"):
@@ -82,7 +83,7 @@ def weights_fingerprint(path: str) -> str:
 
 
 def added_later() -> dict[str, Any]:
-    """Fields that came after results had been stored, each with the value that changes nothing (conf/added_later.yaml)."""
+    """Fields that came after results had been stored, each with its neutral value (conf/added_later.yaml)."""
     from runner.registry import package_conf, read_yaml
 
     return read_yaml(package_conf() / "added_later.yaml")

@@ -1,4 +1,4 @@
-"""How the state of a tracked object is read and put back: modules, optimizers, own classes, plain containers, tensors."""
+"""How the state of a tracked object is read and put back: modules, optimizers, containers, tensors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def check_trackable(name: str, item: Any) -> None:
     has_state = hasattr(item, "state_dict") and hasattr(item, "load_state_dict")
     if not has_state and not isinstance(item, (dict, list, set, torch.Tensor, torch.Generator)):
         raise TypeError(
-            f"ctx.track({name}=...): a {type(item).__name__} has no state_dict and load_state_dict, and is no dict, list, "
-            "set, tensor or generator; give it the two methods, or keep the value in a tracked dict"
+            f"ctx.track({name}=...): a {type(item).__name__} has no state_dict and load_state_dict, and is no dict, "
+            "list, set, tensor or generator; give it the two methods, or keep the value in a tracked dict"
         )
 
 
