@@ -140,6 +140,7 @@ def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
     """Hydra's composed node, its ``hydra`` section included."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -149,8 +150,13 @@ def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
     extra = [f"hydra.searchpath=[{quoted}]"] if quoted else []
 
     def composed(words: list[str]) -> Any:
-        with initialize_config_dir(str(path[0]), version_base="1.3"):
-            return hydra_compose("config", [*extra, *words], return_hydra_config=True)
+        state = GlobalHydra.instance()
+        outer, state.hydra = state.hydra, None  # of a user's Hydra application that calls runner.run
+        try:
+            with initialize_config_dir(str(path[0]), version_base="1.3"):
+                return hydra_compose("config", [*extra, *words], return_hydra_config=True)
+        finally:
+            GlobalHydra.instance().hydra = outer  # leaving the context made a new instance
 
     try:
         return composed(overrides)
@@ -203,6 +209,10 @@ def _parse(overrides: list[str]) -> list[Any]:
 
 def _file_problem(error: Exception, choices: list[str], path: Sequence[Path]) -> UserError:
     """The message for a config file that Hydra cannot compose, after our own reader has looked at the files."""
+    from yaml import MarkedYAMLError
+
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        return registry.invalid_yaml(Path(error.problem_mark.name), error)
     for word in choices:
         group, _, name = word.lstrip("+").partition("=")
         if group.startswith("hydra/"):
