@@ -31,7 +31,7 @@ for name in MODULES:
     settings = SimpleNamespace(name=name, path=sys.argv[1] if name == "image_folder" else None)
     try:
         check_dataset(settings, "nowhere", True)
-        fingerprint(settings)
+        fingerprint(settings.name, settings.path)
     except UserError:
         pass
 print(sorted({"torch", "torchvision", "numpy", "sklearn", "PIL", "safetensors", "pydantic"} & set(sys.modules)))

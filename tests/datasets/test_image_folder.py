@@ -329,7 +329,7 @@ def test_cifar10_jpeg_whole(shared_data, load):
 
 
 def mark(path: Path) -> str | None:
-    return fingerprint(DatasetSettings(name="image_folder", path=str(path)))
+    return fingerprint("image_folder", str(path))
 
 
 def test_fingerprint_of_an_archive_is_its_content(tmp_path, own_cache):

@@ -280,5 +280,5 @@ def test_a_download_folder_that_cannot_be_written(tmp_path):
 
 
 def test_a_path_of_a_checksummed_set_does_not_enter_the_key(tmp_path):
-    assert fingerprint(DatasetSettings(name="cifar10", path=str(tmp_path))) is None
-    assert fingerprint(DatasetSettings(name="digits")) is None
+    assert fingerprint("cifar10", str(tmp_path)) is None
+    assert fingerprint("digits", None) is None
