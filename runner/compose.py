@@ -102,7 +102,7 @@ def _check_words(overrides: Iterable[str], path: Sequence[Path]) -> None:
                 names = ", ".join(known) if len(known) <= 12 else f"`runner list {registry.PLURALS.get(key, key)}`"
                 raise UserError(f"'{word}' names no {key}{COMMAND_LINE}; choose one of: {names}")
             plain = re.fullmatch(r"[\w./-]+", name)
-            if plain and name != "null" and name not in registry.choices(key, path):
+            if plain and name != "null" and not registry.choice_file(key, name, path):
                 raise registry.unknown_choice(key, name, path, COMMAND_LINE)
         elif key in groups and key in defaults:
             raise UserError(f"'{word}': a run needs a {key}; choose another with {key}=NAME{COMMAND_LINE}")
@@ -228,7 +228,7 @@ def _file_problem(error: Exception, choices: list[str], path: Sequence[Path]) ->
             if file.is_file():
                 registry.read_yaml(file)
                 for other, choice in registry.default_choices(registry.read_yaml(file)).items():
-                    if other in registry.groups(path) and choice not in registry.choices(other, path):
+                    if other in registry.groups(path) and not registry.choice_file(other, choice, path):
                         return registry.unknown_choice(other, choice, path, f" (set in {registry.display(file)})")
     for folder in path:
         for file in sorted(folder.rglob("*.yaml")):

@@ -12,11 +12,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pydantic import Field
+
 from runner import registry, schema
 from runner.errors import UserError, did_you_mean
 
 Origin = Callable[[str], str]  # dotted key -> 'on the command line' or 'in FILE' (runner.compose.Composed.origin)
-ROLE_KEYS = {"seed", "recipe"}  # a top-level section of another name with these keys describes a trained network
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and scikit-learn take
+
+
+@dataclass(kw_only=True)
+class Role:
+    """A trained network that a method starts from: a top-level section under any name, with the run's own values for
+    what it leaves out."""
+
+    seed: Seed = 0
+    recipe: schema.Recipe = None  # absent is allowed, null is not: defaults are not checked
+    model: schema.ModelSettings = None
 
 
 @dataclass(kw_only=True)
@@ -31,7 +45,7 @@ class Settings:
     tracking: schema.Tracking
     paths: schema.Paths
     checkpoint: schema.Checkpoint
-    seed: schema.NotNegative
+    seed: Seed
     precision: Literal["float32", "bfloat16"]
     force: bool
     allow_code_change: bool
@@ -42,14 +56,16 @@ class Settings:
 def validate(config: dict[str, Any], origin: Origin | None = None) -> Settings:
     """Check every section but ``method`` by type and range; unknown keys are refused.
 
-    Whole numbers are accepted where a float is meant, nothing else is converted. Top-level sections that describe a
-    trained network (only the keys ``seed`` and ``recipe``) pass. Raises UserError.
+    Whole numbers are accepted where a float is meant, nothing else is converted. Another top-level section must
+    describe a trained network (``Role``). Raises UserError.
     """
     names = {item.name for item in dataclasses.fields(Settings)}
     known = {key: value for key, value in config.items() if key in names}
     for key, value in config.items():
-        if key not in names and not (isinstance(value, dict) and value and set(value) <= ROLE_KEYS):
-            raise _unknown(key, key, names, origin)
+        if key not in names:
+            if not isinstance(value, dict) or not {"seed", "recipe", "model"} & set(value):
+                raise _unknown(key, key, names, origin)
+            _build(Role, value, key, origin)
     return _build(Settings, known, "", origin)
 
 
