@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +39,7 @@ class Launch:
     device: torch.device
     progress: Progress
     stop_requested: Callable[[], bool]
+    search_path: Sequence[Path]  # where configs of methods are found, the user's included
 
 
 class Context:
@@ -190,7 +191,7 @@ class Context:
 
         if self.settings.model.weights is not None:
             return self.model()
-        cell = run_cell(self, role_config(self.config, role), as_role=role)
+        cell = run_cell(self, role_config(self.config, role, self.launch.search_path), as_role=role)
         return self._placed(load(cell.folder / "artifacts" / "model"))
 
     def cell(
@@ -209,7 +210,9 @@ class Context:
         from runner.cells import run_cell
         from runner.plan import cell_config
 
-        return run_cell(self, cell_config(self.config, method, fields, recipe), as_role=role or method)
+        return run_cell(
+            self, cell_config(self.config, method, fields, recipe, self.launch.search_path), as_role=role or method
+        )
 
     def save_model(self, model: nn.Module) -> None:
         """Writes the product: artifacts/model/ with weights, architecture and an exported program."""
