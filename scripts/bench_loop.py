@@ -10,6 +10,7 @@ the process, so a busy machine disturbs less. Aim: fit at 0.95 of the bare speed
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import random
@@ -173,7 +174,7 @@ def main() -> int:
     for turn in range(-1, options.rounds):  # the first one warms up
         order.shuffle(names)
         for name in names:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
                 train = CONTESTANTS[name](batches[:100] if turn < 0 else batches, Path(folder) / "run")
                 begin = process_time()
                 train()
