@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from runner.datasets import files
 from runner.errors import UserError
+
+SILENCE = 30.0  # seconds without a byte after which a server counts as unreachable
 
 
 def check_allowed(missing: str, data_root: Path, offline: bool) -> None:
@@ -40,8 +43,9 @@ def into(target: Path, fetch: Callable[[Path], Path], doing: str, missing: str) 
         UserError: no network, a wrong checksum, a full or read-only disk.
     """
     print(f"{doing} into {target}", file=sys.stderr)
-    temporary = None
+    temporary, patience = None, socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(SILENCE)  # torchvision sets none: a firewall that drops packets would hang the run
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".download-"))
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the path of the result
@@ -52,5 +56,6 @@ def into(target: Path, fetch: Callable[[Path], Path], doing: str, missing: str) 
     except (OSError, RuntimeError, EOFError) as error:
         raise UserError(f"{doing} failed: {str(error) or type(error).__name__}. {missing}") from error
     finally:
+        socket.setdefaulttimeout(patience)
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

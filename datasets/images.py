@@ -238,10 +238,10 @@ def assemble(loaded: Loaded, settings: DatasetSettings, limits: Limits) -> Image
         limit, found = getattr(limits, split), len(getattr(loaded, split))
         if wished is not None and limit == wished > found:
             raise UserError(f"dataset.{split}_size={wished}, but {loaded.display_name} has {found} {split} images")
-    train = loaded.train.take(balanced_rows(loaded.train.labels, limits.train))
-    test = loaded.test.take(balanced_rows(loaded.test.labels, limits.test))
+    train = _subset(loaded.train, balanced_rows(loaded.train.labels, limits.train))
+    test = _subset(loaded.test, balanced_rows(loaded.test.labels, limits.test))
     kept, held = hold_out(train.labels, settings.validation_fraction)
-    train, validation = train.take(kept), train.take(held)
+    train, validation = _subset(train, kept), train.take(held)
     data = ImageData(
         name=settings.name,
         display_name=loaded.display_name,
@@ -258,6 +258,10 @@ def assemble(loaded: Loaded, settings: DatasetSettings, limits: Limits) -> Image
             f"({data.image_size} pixels)"
         )
     return data
+
+
+def _subset(images: Images, rows: Tensor) -> Images:
+    return images if len(rows) == len(images) else images.take(rows)  # no second copy of a whole set
 
 
 def _normalisation(given: dict[str, list[float]] | None, images: Tensor) -> Normalisation:

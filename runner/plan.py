@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from runner.code import code_fingerprint
@@ -57,7 +56,7 @@ def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     if config["dataset"].get("path"):
         from runner.datasets import fingerprint
 
-        content = fingerprint(SimpleNamespace(**config["dataset"]))
+        content = fingerprint(config["dataset"]["name"], config["dataset"]["path"])
         if content is not None:
             found["dataset.path"] = content
     if config["model"].get("weights"):

@@ -87,13 +87,18 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{display(file)}{line}: not valid YAML: {error.problem}") from None
+        raise invalid_yaml(file, error) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{display(file)}: cannot be read: {error}") from None
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{display(file)}: expected a mapping of keys to values")
     return content or {}
+
+
+def invalid_yaml(file: Path, error: Any) -> UserError:
+    """The message for a yaml.MarkedYAMLError."""
+    line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+    return UserError(f"{display(file)}{line}: not valid YAML: {error.problem}")
 
 
 def display(file: Path) -> str:
@@ -255,8 +260,11 @@ def find_top_level(name: str) -> importlib.machinery.ModuleSpec | None:
     return spec or importlib.machinery.PathFinder.find_spec(name, [str(Path.cwd())])
 
 
-_TEXTS = ("paper", "fidelity", "claim", "citation")
-_LISTS = ("deviations", "data", "model")
+TEXTS = ("paper", "fidelity", "claim", "citation")
+LISTS = ("deviations", "data", "model")
+
+
+_HEAD_END = re.compile(r"^(?:    (?:async )?def |    @|[^\s#)])", re.MULTILINE)
 
 
 def class_head(source: str, class_name: str) -> dict[str, Any]:
@@ -264,12 +272,15 @@ def class_head(source: str, class_name: str) -> dict[str, Any]:
     start = re.search(rf"^class {re.escape(class_name)}\b", source, re.MULTILINE)
     if start is None:
         return {}
-    body = source[start.start() :]
-    end = re.search(r"^(?:    (?:async )?def |    @|[^\s#)])", body[1:], re.MULTILINE)
+    end = _HEAD_END.search(source, start.end())
     try:
-        (head,) = ast.parse(body[: end.start() + 1] if end else body).body
-    except SyntaxError:
-        return {}
+        (head,) = ast.parse(source[start.start() : end.start() if end else None]).body
+    except SyntaxError:  # the cut went through a text or a class without attributes: read the whole file
+        try:
+            nodes = ast.parse(source).body
+        except SyntaxError:
+            return {}
+        head = next(node for node in nodes if isinstance(node, ast.ClassDef) and node.name == class_name)
     found: dict[str, Any] = {}
     if docstring := ast.get_docstring(head):
         found["title"] = docstring.splitlines()[0].strip()
@@ -277,12 +288,12 @@ def class_head(source: str, class_name: str) -> dict[str, Any]:
         name = node.target.id if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else None
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
-        if name in (*_TEXTS, *_LISTS) and node.value is not None and (name in _TEXTS or _is_class_variable(node)):
+        if name in (*TEXTS, *LISTS) and node.value is not None and (name in TEXTS or _is_class_variable(node)):
             try:
                 value = ast.literal_eval(node.value)
             except ValueError:
                 continue
-            found[name] = tuple(value) if name in _LISTS and not isinstance(value, str) else value
+            found[name] = tuple(value) if name in LISTS and not isinstance(value, str) else value
     return found
 
 

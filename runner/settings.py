@@ -95,6 +95,8 @@ def load_target(target: str, key: str = "method.target") -> Any:
 def _missing_module(key: str, target: str, module_name: str, missing: str) -> str:
     if module_name == missing or module_name.startswith(f"{missing}."):
         return f"{key}: no module '{missing}' (for '{target}'): install its package or start in the folder that has it"
+    if missing.partition(".")[0] == module_name.partition(".")[0]:
+        return f"{key}: importing {module_name} fails: it has no module '{missing}'"
     source = registry.source_file(module_name)
     extra = (
         re.search(r"^EXTRA = [\"']([\w-]+)[\"']", source.read_text(encoding="utf-8"), re.MULTILINE) if source else None
@@ -168,7 +170,8 @@ def _message(cls: type, values: Any, prefix: str, problems: list[Any], origin: O
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return repr(value)
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _inner(annotation: Any, part: str | int) -> Any:
