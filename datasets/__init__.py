@@ -1,0 +1,88 @@
+"""Labelled image sets: found and checked before anything heavy is imported, then loaded whole into memory as uint8.
+
+A data set is one module with two functions (see ``digits`` for the shortest):
+
+    check(settings, data_root, offline)           light: missing files, unreadable paths, forbidden downloads
+    load(settings, limits, data_root) -> Loaded   imports torch; called after ``check``
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.datasets import files
+from runner.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from runner.datasets.images import ImageData
+    from runner.schema import DatasetSettings, Scale
+
+MODULES = {name: f"runner.datasets.{name}" for name in ("cifar10", "digits", "fashion_mnist", "image_folder")}
+
+# Their content is fixed by published checksums wherever the files lie, so a path says nothing about the result.
+CHECKSUMMED = {"cifar10", "fashion_mnist"}
+
+
+def check_dataset(settings: DatasetSettings, data_root: str | Path, offline: bool) -> None:
+    """Find in milliseconds what would stop ``load_data``: unknown name, missing or unreadable path, forbidden download.
+
+    Imports neither torch nor numpy. What only shows when an archive is read to its end is left to ``load_data``.
+
+    Raises:
+        UserError: with the cure.
+    """
+    _module(settings.name).check(settings, Path(data_root).expanduser(), offline)
+
+
+def fingerprint(settings: DatasetSettings) -> str | None:
+    """What ``dataset.path`` holds, for a run's key: the same content gives the same text wherever it lies.
+
+    sha256 of a file or archive (cached by size and time), of the names and sizes of a folder's files; None without a
+    path, and for sets whose content is checked against published checksums.
+
+    Raises:
+        UserError: the path is missing or cannot be read.
+    """
+    if settings.path is None or settings.name in CHECKSUMMED:
+        return None
+    return files.fingerprint(files.user_path(settings.path))
+
+
+def load_data(settings: DatasetSettings, scale: Scale, *, data_root: str | Path, offline: bool) -> ImageData:
+    """Read, cap and split a data set.
+
+    The caps are class-balanced and take the first images of every class: ``settings.train_size`` and ``test_size`` win
+    over the scale's, except at smoke, where the smaller holds. The validation part is taken after the caps from the end
+    of every class of the training split; the test split is never divided. Without ``settings.normalisation`` the
+    statistics are those of the training images that remain.
+
+    Raises:
+        UserError: whatever ``check_dataset`` finds, a failed download, damaged files, sizes that cannot be met.
+    """
+    from runner.datasets import images
+
+    data_root = Path(data_root).expanduser()
+    check_dataset(settings, data_root, offline)
+    limits = images.Limits(
+        train=_limit(settings.train_size, scale.max_train_examples, scale.name),
+        test=_limit(settings.test_size, scale.max_test_examples, scale.name),
+    )
+    loaded = _module(settings.name).load(settings, limits, data_root)
+    for note in loaded.notes:
+        print(f"{loaded.display_name}: {note}", file=sys.stderr)
+    return images.assemble(loaded, settings, limits)
+
+
+def _limit(wished: int | None, of_scale: int | None, scale: str) -> int | None:
+    if wished is None:
+        return of_scale
+    return min(wished, of_scale) if scale == "smoke" and of_scale is not None else wished
+
+
+def _module(name: str):
+    if name not in MODULES:
+        raise UserError(f"dataset={name}: there is no such data set; {did_you_mean(name, MODULES)}")
+    return importlib.import_module(MODULES[name])

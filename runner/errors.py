@@ -1,4 +1,4 @@
-"""The three ways a run can end early, and the exit code of each (design: 0 done, 2 wrong request, 1 failed, 75 stopped)."""
+"""The three ways a run can end early, each with its exit code: 2 wrong request, 1 failed, 75 stopped and resumable."""
 
 from __future__ import annotations
 

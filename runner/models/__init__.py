@@ -1,0 +1,246 @@
+"""The networks that a config can name, and how one is built. Light: torch is imported only where a network is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import UserError, did_you_mean
+from runner.models.weights import Origin, load_weights, origin_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from runner.schema import ModelSettings
+
+SMALL_IMAGE = 64  # pixels; below it the stem of a network that has both is a matter of the scale
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """How a named network is built: ``builder(**arguments, num_classes=, in_channels=, stem=, padding=)``."""
+
+    builder: str  # module:function
+    arguments: dict[str, Any]
+    stems: tuple[str, ...]
+    halvings: int  # 3x3 convolutions with stride 2 on the way, after the stem
+
+
+ZOO: dict[str, ZooEntry] = {
+    f"resnet{depth}": ZooEntry("runner.models.resnet:cifar_resnet", {"depth": depth}, ("cifar",), 2)
+    for depth in (20, 32, 56, 110)
+} | {
+    f"resnet{depth}": ZooEntry("runner.models.resnet:imagenet_resnet", {"depth": depth}, ("imagenet", "cifar"), 3)
+    for depth in (18, 34, 50)
+}
+
+
+def build_model(
+    settings: ModelSettings, *, num_classes: int, image_size: int, channels: int, small_image_stem: str
+) -> nn.Module:
+    """The network of ``settings``, initialised from torch's global generator; its weights are loaded if they are named.
+
+    Weights of a pruned network resize the network first. ``stem`` and ``padding`` at ``auto`` follow the weights'
+    origin. Raises UserError: unknown name, impossible pair, weights that do not fit.
+    """
+    settings = resolve(settings, image_size=image_size, small_image_stem=small_image_stem)
+    if settings.weights:
+        _check_origin(settings, num_classes=num_classes, channels=channels)
+    model = build_network(
+        name=settings.name,
+        target=settings.target,
+        arguments=settings.arguments,
+        num_classes=num_classes,
+        channels=channels,
+        stem=settings.stem,
+        padding=settings.padding,
+    )
+    if settings.weights:
+        load_weights(model, settings.weights)
+    return model
+
+
+def resolve(settings: ModelSettings, *, image_size: int, small_image_stem: str) -> ModelSettings:
+    """``settings`` with stem and padding decided: as set, else by the weights' origin, else by image size.
+
+    A network of the user (``target``) keeps ``auto``. Raises UserError: unknown name, a stem that the network lacks,
+    one-sided padding on odd feature maps, missing weights. Imports no torch.
+    """
+    if settings.target:
+        for option in ("stem", "padding"):
+            if getattr(settings, option) != "auto":
+                raise UserError(
+                    f"model.{option}={getattr(settings, option)}: an option of the zoo's networks; "
+                    f"give {settings.target} its options in model.arguments"
+                )
+        return settings
+    entry = zoo_entry(settings.name)
+    if settings.arguments:
+        raise UserError(f"model.arguments: {settings.name} takes none; they are for model.target=package:function")
+    origin = (origin_of(settings.weights) if settings.weights else None) or Origin()
+    stem = settings.stem
+    if stem == "auto":
+        stem = origin.stem or choose_stem(settings.name, image_size, small_image_stem)
+    if stem not in entry.stems:
+        raise UserError(f"model.stem={stem}: {settings.name} has only {' and '.join(entry.stems)}; use model.stem=auto")
+    padding = settings.padding if settings.padding != "auto" else origin.padding or "symmetric"
+    side = image_size if stem == "cifar" else -(-image_size // 4)
+    if padding == "tensorflow" and side % 2**entry.halvings:
+        multiple = 2**entry.halvings * (1 if stem == "cifar" else 4)
+        raise UserError(
+            f"model.padding=tensorflow: images of {image_size} pixels give {settings.name} feature maps of odd size; "
+            f"use model.padding=symmetric, or dataset.image_size a multiple of {multiple}"
+        )
+    return dataclasses.replace(settings, stem=stem, padding=padding)
+
+
+def choose_stem(name: str, image_size: int, small_image_stem: str) -> str:
+    """What ``stem=auto`` means: the only stem of the network, else ``imagenet`` from 64 pixels on, else the scale's."""
+    stems = zoo_entry(name).stems
+    if len(stems) == 1:
+        return stems[0]
+    return "imagenet" if image_size >= SMALL_IMAGE else small_image_stem
+
+
+def describe_model(settings: ModelSettings, *, image_size: int, small_image_stem: str) -> str:
+    """The printed line about what was chosen for this network and image size."""
+    resolved = resolve(settings, image_size=image_size, small_image_stem=small_image_stem)
+    if settings.target:
+        text = f"model {settings.name} from {settings.target}"
+    else:
+        stem = {
+            "imagenet": "ImageNet stem (7x7, stride 2, max-pooling)",
+            "cifar": "CIFAR stem (3x3, stride 1)",
+        }[resolved.stem]
+        chosen = " chosen" if settings.stem == "auto" and len(zoo_entry(settings.name).stems) > 1 else ""
+        text = f"model {settings.name}: {stem}{chosen} for {image_size}x{image_size} images, {resolved.padding} padding"
+    if settings.weights:
+        text += f"; weights {settings.weights}"
+        origin = origin_of(settings.weights)
+        if origin and origin.dataset:
+            text += f" ({origin.dataset})"
+        if origin and origin.padding == resolved.padding != "symmetric" and settings.padding == "auto":
+            text += f"; their origin switched on {origin.padding} padding"
+        if origin and origin.normalisation:
+            mean, std = origin.normalisation["mean"], origin.normalisation["std"]
+            text += f"; their normalisation is mean {_numbers(mean)}, std {_numbers(std)} on 0-255"
+    return text
+
+
+def architecture_of(
+    settings: ModelSettings,
+    *,
+    num_classes: int,
+    image_size: int,
+    channels: int,
+    small_image_stem: str,
+    normalisation: dict[str, list[float]],
+    class_names: list[str],
+    dataset: str | None = None,
+) -> dict[str, Any]:
+    """What runner.product.save_model writes beside the weights so that runner.load can rebuild the network.
+
+    ``normalisation`` is {mean, std}, one number a channel on the 0-255 scale; ``dataset`` says in words what the
+    network was trained on.
+    """
+    resolved = resolve(settings, image_size=image_size, small_image_stem=small_image_stem)
+    return {
+        "name": settings.name,
+        "target": settings.target,
+        "arguments": dict(settings.arguments),
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "channels": channels,
+        "stem": resolved.stem,
+        "padding": resolved.padding,
+        "normalisation": {key: [float(value) for value in normalisation[key]] for key in ("mean", "std")},
+        "class_names": list(class_names),
+        "dataset": dataset,
+    }
+
+
+def build_network(
+    *,
+    name: str,
+    target: str | None,
+    arguments: dict[str, Any],
+    num_classes: int,
+    channels: int,
+    stem: str,
+    padding: str,
+) -> nn.Module:
+    """A full-size network from decided settings (no ``auto`` for a zoo network)."""
+    if target:
+        return _foreign_network(target, {"num_classes": num_classes, "in_channels": channels, **arguments})
+    entry = zoo_entry(name)
+    module, function = entry.builder.split(":")
+    builder = getattr(importlib.import_module(module), function)
+    return builder(**entry.arguments, num_classes=num_classes, in_channels=channels, stem=stem, padding=padding)
+
+
+def zoo_entry(name: str) -> ZooEntry:
+    if name not in ZOO:
+        raise UserError(
+            f"model.name={name}: no such network; {did_you_mean(name, ZOO)} "
+            "A network of your own: model.target=package:function"
+        )
+    return ZOO[name]
+
+
+def import_target(target: str) -> Any:
+    """The function of ``package:function``. Raises UserError where it cannot be imported."""
+    module, separator, function = target.partition(":")
+    if not (separator and module and function):
+        raise UserError(f"model.target={target}: write it as package.module:function")
+    try:
+        imported = importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"model.target={target}: {module} cannot be imported ({error}); install it here or set PYTHONPATH"
+        ) from error
+    if not hasattr(imported, function):
+        public = [name for name in vars(imported) if not name.startswith("_")]
+        raise UserError(f"model.target={target}: {module} has no {function}; {did_you_mean(function, public)}")
+    return getattr(imported, function)
+
+
+def _foreign_network(target: str, arguments: dict[str, Any]) -> nn.Module:
+    from torch import nn
+
+    function = import_target(target)
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"model.target={target}: cannot be called with {', '.join(arguments)} ({error}); "
+            "it must take num_classes, in_channels and every name in model.arguments"
+        ) from error
+    model = function(**arguments)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model.target={target}: returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _check_origin(settings: ModelSettings, *, num_classes: int, channels: int) -> None:
+    """Weights that say what they are for are refused by that, before a shape differs somewhere deep inside."""
+    origin = origin_of(settings.weights)
+    if origin is None:
+        return
+    if origin.network and not settings.target and origin.network != settings.name:
+        raise UserError(
+            f"model.weights={settings.weights}: weights of {origin.network}, but model.name={settings.name}; "
+            f"use model={origin.network}"
+        )
+    for what, stored, wanted in (("classes", origin.num_classes, num_classes), ("channels", origin.channels, channels)):
+        if stored and stored != wanted:
+            raise UserError(
+                f"model.weights={settings.weights}: for {stored} {what}, but the data set has {wanted}; "
+                "choose weights or a data set that fit"
+            )
+
+
+def _numbers(values: list[float]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"

@@ -1,0 +1,298 @@
+"""Runs one cell: a planned run in its folder, under its lock, with its status and its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner import environment, randomness
+from runner.context import Context, Launch
+from runner.errors import RunFailed, StopRequested, UserError
+from runner.folder import Locked, RunFolder
+from runner.metrics import MetricsFile
+from runner.observer import RunObserver
+from runner.plan import Plan, plan
+from runner.settings import Settings, build_method, load_target, validate
+from runner.storage import write_atomic, write_json
+from runner.tracking import Tracker
+
+STATUS_SECONDS = 10.0
+WAIT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell that another run starts from."""
+
+    folder: Path
+    metrics: dict[str, float]
+    result: dict[str, Any]
+
+    def artifact(self, name: str) -> Path:
+        """A file under the cell's artifacts/."""
+        return self.folder / "artifacts" / name
+
+
+@dataclass
+class Checked:
+    """A plan whose every setting was found good: what can be started."""
+
+    plan: Plan
+    settings: Settings
+    method: Any
+
+    @property
+    def method_class(self) -> type:
+        return type(self.method)
+
+
+def check(planned: Plan) -> Checked:
+    """Checks types, ranges, files and whether method, model and data set fit, before anything is written.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    from runner.datasets import check_dataset
+    from runner.models import resolve
+
+    config = planned.config
+    settings = validate(config, planned.origin)
+    check_dataset(settings.dataset, Path(settings.paths.data).expanduser(), settings.offline)
+    if settings.dataset.image_size is not None:
+        stem = settings.scale.small_image_stem
+        resolve(settings.model, image_size=settings.dataset.image_size, small_image_stem=stem)
+    method_class = load_target(config["method"]["target"])
+    kind = "images"
+    accepted = getattr(method_class, "data", (kind,))
+    if kind not in accepted:
+        raise UserError(
+            f"method {config['method']['name']} takes {' or '.join(accepted)}, and dataset {settings.dataset.name} "
+            f"has {kind}; choose another dataset=, see `runner list datasets`"
+        )
+    return Checked(planned, settings, build_method(config, method_class, planned.origin))
+
+
+def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cell:
+    """A cell that ``parent`` starts from: reused when it is done, waited for when another process runs it, else run."""
+    planned = plan(config)
+    folder = planned.folder
+    result = folder.result()
+    reused = result is not None
+    said = False
+    while result is None:
+        folder.create()
+        try:
+            with folder.lock():
+                result = folder.result()
+                if result is None:
+                    parent.say(f"{as_role}: runs as {planned.name}/{planned.key}")
+                    with randomness.preserved():
+                        launch = Launch(parent.device, parent.launch.progress, parent.launch.stop_requested)
+                        result = run_locked(check(planned), launch, prefix=f"{as_role}: ")
+        except Locked as busy:
+            if busy.folder != folder.path:
+                raise
+            if not said:
+                parent.say(f"{as_role}: waits for another process that runs {planned.name}/{planned.key}")
+                said = True
+            time.sleep(WAIT_SECONDS)
+            if parent.launch.stop_requested():
+                raise StopRequested(f"while waiting for {as_role}") from None
+    if reused:
+        parent.say(f"{as_role}: reuses {planned.name}/{planned.key}")
+    parent.cells[as_role] = {
+        "run": f"{planned.name}/{planned.key}",
+        "weights_sha256": (result.get("product") or {}).get("sha256"),
+        "seconds": result["seconds"],
+        "reused": reused,
+    }
+    return Cell(folder.path, result["metrics"], result)
+
+
+def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[str, Any]:
+    """Runs a cell whose folder this process has locked, from where it stands; returns its result.
+
+    Raises:
+        RunFailed: the traceback stands in error.txt.
+        StopRequested: state was saved.
+        UserError: something in the request showed to be wrong only now.
+    """
+    planned, settings = checked.plan, checked.settings
+    folder = planned.folder
+    before = folder.status()
+    code = planned.code()
+    interrupted = any((folder.path / "checkpoints").glob("*.pt"))
+    if interrupted and before.get("code", code) != code and not settings.allow_code_change:
+        raise UserError(
+            f"the code of {planned.config['method']['name']} changed since this run was interrupted, and a resume "
+            f"would mix both; allow_code_change=true goes on all the same, or remove {folder.path} to start again"
+        )
+    threads_before = torch.get_num_threads()
+    threads = environment.set_threads(before.get("threads") or settings.hardware.threads)
+    attempt = before.get("attempt", 0) + 1
+    repository = environment.git_state(Path(__file__).parent.parent)
+    started = time.time()
+    folder.update_status(
+        state="running",
+        phase="",
+        step=0,
+        attempt=attempt,
+        resumes=attempt - 1,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        started=before.get("started", started),
+        attempt_started=started,
+        threads=threads,
+        code=code,
+    )
+    write_atomic(folder.path / "config.yaml", _yaml(planned.config))
+    if repository.patch:
+        write_atomic(folder.path / "code.patch", repository.patch)
+    (folder.path / "error.txt").unlink(missing_ok=True)
+    metrics_file = MetricsFile(folder.path / "metrics.jsonl")
+    observer = RunObserver(launch.progress, metrics_file, folder.path / "log.txt", prefix)
+    tracker = Tracker(
+        folder.path,
+        settings.tracking,
+        key=planned.key,
+        config=planned.config,
+        name=f"{planned.name}-{settings.scale.name}-seed{settings.seed}",
+        attempt=attempt,
+        offline=settings.offline,
+        say=observer.say,
+    )
+    ctx = Context(planned.config, settings, folder, launch, observer)
+    watch = _StatusWriter(folder, observer)
+    state = "failed"
+    summary: dict[str, float] = {}
+    try:
+        if attempt > 1:
+            observer.say(f"resumes (attempt {attempt}): {planned.name}/{planned.key}")
+        tracker.start()
+        metrics = checked.method.run(ctx)
+        ctx.durable.finish()
+        metrics_file.close()
+        summary = {name: float(value) for name, value in metrics.items()}
+        seconds = before.get("seconds", 0.0) + time.time() - started
+        result = _result(checked, ctx, summary, attempt, seconds, threads, repository.commit, repository.dirty, code)
+        write_json(folder.result_path, result)
+        state = "done"
+        shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+        (folder.path / "result.previous.json").unlink(missing_ok=True)
+        return result
+    except StopRequested:
+        state = "stopped"
+        raise
+    except UserError:
+        _write_error(folder)
+        raise
+    except RunFailed as error:
+        _write_error(folder)
+        raise RunFailed(f"{error} ({folder.path / 'error.txt'})") from None
+    except Exception as error:
+        _write_error(folder)
+        text = str(error).strip().splitlines()
+        last = f"{type(error).__name__}: {text[0] if text else ''}"
+        if isinstance(error, OSError) and error.errno is not None:
+            last += f"; what was saved stays, repeat the command when the disk of {folder.path} can be written"
+        raise RunFailed(f"{prefix}{last} ({folder.path / 'error.txt'})") from error
+    finally:
+        watch.stop()
+        try:
+            metrics_file.close()
+            folder.update_status(
+                state=state,
+                phase=observer.now[0],
+                step=observer.now[1],
+                seconds=round(before.get("seconds", 0.0) + time.time() - started, 3),
+            )
+        except OSError as error:
+            observer.say(f"status.json cannot be written: {error.strerror}")
+        tracker.finish(summary, state)
+        torch.set_num_threads(threads_before)
+
+
+def _result(
+    checked: Checked,
+    ctx: Context,
+    metrics: dict[str, float],
+    attempt: int,
+    seconds: float,
+    threads: int,
+    commit: str | None,
+    dirty: bool,
+    code: str,
+) -> dict[str, Any]:
+    planned, settings, method = checked.plan, checked.settings, checked.method_class
+    config = planned.config
+    cells = {role: {"seconds": cell["seconds"], **cell} for role, cell in ctx.cells.items()}
+    result = {
+        "method": config["method"]["name"],
+        "model": settings.model.name,
+        "dataset": ctx.data.display_name,
+        "scale": settings.scale.name,
+        "seed": settings.seed,
+        "key": planned.key,
+        "metrics": metrics,
+        "profile": ctx.profiles,
+        "phases": {**cells, **ctx.durable.phases},
+        "product": ctx.product,
+        "seconds": round(seconds, 3),
+        "attempt": attempt,
+        "resumes": attempt - 1,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "fidelity": getattr(method, "fidelity", None),
+        "deviations": list(getattr(method, "deviations", ())),
+        "fingerprints": planned.fingerprints,
+        "code": code,
+        "commit": commit,
+        "uncommitted_changes": dirty,
+        "versions": environment.versions(),
+        "hardware": {**environment.machine(), "device": str(ctx.device), "threads": threads},
+    }
+    return json.loads(json.dumps(result))
+
+
+def _write_error(folder: RunFolder) -> None:
+    try:
+        write_atomic(folder.path / "error.txt", traceback.format_exc())
+    except OSError:
+        traceback.print_exc()  # a full disk: the screen is what is left
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+
+
+class _StatusWriter:
+    """Writes phase and step to status.json every few seconds, beside the run."""
+
+    def __init__(self, folder: RunFolder, observer: RunObserver) -> None:
+        self._stop = threading.Event()
+        self._folder, self._observer = folder, observer
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def _write(self) -> None:
+        while not self._stop.wait(STATUS_SECONDS):
+            try:
+                self._folder.update_status(phase=self._observer.now[0], step=self._observer.now[1])
+            except OSError:
+                continue  # the run itself will say so when it has something to save
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()

@@ -1,0 +1,164 @@
+"""The command line: words and options here, composition in runner.compose, a run in runner.execute.
+
+Nothing heavy is imported before a request is known to be right; help and list do not even import Hydra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from runner.errors import RunFailed, StopRequested, UserError, did_you_mean, nearest
+
+# Each stands in runner/commands/NAME.py with main(arguments, config_dirs) -> exit code, and its help in the docstring.
+COMMANDS = {
+    "list": "what there is: methods, models, datasets, recipes, scales, tables; wildcards",
+    "show": "a method's page: paper, claim, recipe, deviations, tables, how to cite",
+    "doctor": "what this machine has, and what is missing",
+    "completion": "a script for tab completion in bash, zsh or fish",
+}
+
+HELP = """\
+runner: one command turns method x model x dataset x hardware into a result that can be trusted.
+
+  runner method=ekg model=resnet50        run one experiment; everything has a default
+  runner method=ekg recipe.epochs=10      any setting, in Hydra's grammar: key=value, group=name, +key=value, ~key
+
+Commands
+  run            run one experiment (the word may be left out)
+{commands}
+Options
+  --cfg job          print the composed config and stop; --resolve fills in interpolations, --package KEY prints a part
+  --config-dir DIR   a folder with your own method/, model/, dataset/ ... configs; repeatable (also RUNNER_CONFIG_PATH)
+  -m, --multirun     run every combination of comma-separated values
+  -h, --help         this text; `runner COMMAND --help` for a command
+  --version
+
+Often used
+  method=NAME model=NAME dataset=NAME     `runner list` shows the names
+  scale=smoke|desk|paper                  seconds | minutes, a demonstration (the default) | the paper's own protocol
+  hardware=auto|cpu|gpu  tracking=offline|online|none  seed=0  paths.runs=DIR  force=true
+
+A run's last line on standard output is the path of its result.json; everything else goes to standard error.
+Exit codes: 0 done, 2 the request was wrong, 1 the run failed, 75 stopped and resumable by the same command.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `runner --help` shows the options")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="runner", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("-c", "--cfg")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("-p", "--package")
+    parser.add_argument("-cd", "--config-dir", action="append", default=[], type=Path)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("words", nargs="*")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer one request; returns the exit code (0 done, 2 wrong request, 1 failed, 75 stopped and resumable)."""
+    try:
+        return _answer(list(sys.argv[1:] if argv is None else argv))
+    except (UserError, RunFailed) as error:
+        _say(f"runner: {error}")
+        return error.exit_code
+    except StopRequested as stop:
+        if str(stop):
+            _say(f"runner: {stop}")
+        return stop.exit_code
+    except KeyboardInterrupt:
+        _say("runner: stopped before the run began; the same command starts it")
+        return StopRequested.exit_code
+
+
+def _answer(argv: list[str]) -> int:
+    options, unknown = _parser().parse_known_intermixed_args(argv)
+    words: list[str] = options.words
+    if unknown:
+        flags = ["--help", "--version", "--cfg", "--resolve", "--package", "--config-dir", "--multirun"]
+        raise UserError(f"unknown option '{unknown[0]}'; {did_you_mean(unknown[0], flags)}")
+    command = words[0] if words and not _is_override(words[0]) else None
+    if command not in (None, "run", *COMMANDS):
+        close = nearest(command, ["run", *COMMANDS], count=1)
+        hint = f"did you mean `runner {close[0]}`?" if close else "a run is asked for by overrides such as method=NAME"
+        raise UserError(f"unknown command '{command}'; {hint}  `runner --help` shows all")
+    if options.version:
+        from runner import __version__
+
+        return _print(f"runner {__version__}")
+    if command in COMMANDS:
+        module = import_module(f"runner.commands.{command}")
+        if options.help:
+            return _print(module.__doc__.strip())
+        return _quietly(lambda: module.main(words[1:], options.config_dir))
+    if options.help:
+        return _print(HELP.format(commands="".join(f"  {name:<14} {text}\n" for name, text in COMMANDS.items())))
+    overrides = words[1:] if command == "run" else words
+    if options.cfg is not None:
+        return _print_config(overrides, options)
+    if options.multirun:
+        return sweep(overrides, options.config_dir)
+    return run(overrides, options.config_dir)
+
+
+def run(overrides: list[str], config_dirs: Sequence[Path]) -> int:
+    """One experiment; prints the path of its result.json."""
+    from runner.compose import compose
+
+    composed = compose(overrides, config_dirs)
+    from runner.execute import execute
+
+    return _print(str(execute(composed)))
+
+
+def sweep(overrides: list[str], config_dirs: Sequence[Path]) -> int:
+    """Refuses: one process runs one cell until there is a sweep engine."""
+    raise UserError("-m is not available yet: sweeps come with the sweep engine; run the cells one by one")
+
+
+def _print_config(overrides: list[str], options: argparse.Namespace) -> int:
+    if options.cfg != "job":
+        raise UserError(f"--cfg {options.cfg}: only `--cfg job` exists here, Hydra's own settings are not used")
+    from runner.compose import compose
+
+    composed = compose(overrides, options.config_dir)
+    return _print(composed.to_yaml(resolve=options.resolve, package=options.package).rstrip("\n"))
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word or word[:1] in "+~"
+
+
+def _print(text: str) -> int:
+    return _quietly(lambda: print(text) or 0)
+
+
+def _quietly(command: Callable[[], int]) -> int:
+    """Run something that prints; a reader that went away (`runner list | head -1`) is not an error."""
+    try:
+        code = command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the interpreter flushes standard output once more at exit and would complain
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,328 @@
+"""What a method sees: the durable verbs, and data, networks, measurements and outputs of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+from torch import nn
+
+from runner import randomness
+from runner.checkpoints import Checkpoints
+from runner.durable import Durable
+from runner.evaluation import accuracy_and_loss, batch_statistics, classify
+from runner.folder import RunFolder
+from runner.loop import Loop
+from runner.storage import replace_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from runner.cells import Cell
+    from runner.datasets.images import Batches, ImageData, Images
+    from runner.observer import RunObserver
+    from runner.progress import Progress
+    from runner.schema import Recipe, Scale
+    from runner.settings import Settings
+
+
+@dataclass
+class Launch:
+    """What a run and the cells inside it share: the process, not the experiment."""
+
+    device: torch.device
+    progress: Progress
+    stop_requested: Callable[[], bool]
+
+
+class Context:
+    """The one argument of ``run(self, ctx)``. Verbs are documented where they are defined in ``Durable``."""
+
+    def __init__(
+        self, config: Mapping[str, Any], settings: Settings, folder: RunFolder, launch: Launch, observer: RunObserver
+    ) -> None:
+        self.config = config
+        self.settings = settings
+        self.folder = folder
+        self.launch = launch
+        self.observer = observer
+        self.device = launch.device
+        self.seed: int = config["seed"]
+        self.recipe: Recipe = settings.recipe
+        self.scale: Scale = settings.scale
+        self.profiles: dict[str, dict[str, Any]] = {}
+        self.cells: dict[str, dict[str, Any]] = {}
+        self.product: dict[str, Any] | None = None
+        self._numbered: dict[str, int] = {}
+        self.durable = Durable(
+            seed=self.seed,
+            device=self.device,
+            checkpoints=Checkpoints(folder.path / "checkpoints", observer.say),
+            observer=observer,
+            every_seconds=settings.checkpoint.every_seconds,
+            log_every=settings.tracking.every_steps,
+            max_epochs=self.scale.max_epochs,
+            max_steps=self.scale.max_steps,
+            stop_requested=launch.stop_requested,
+        )
+
+    # ---- durable verbs ---------------------------------------------------------------------------------------------
+
+    def loop(
+        self, name: str, source: Any = None, *, epochs: int | None = None, until: Callable[[], bool] | None = None
+    ) -> Loop:
+        """Resumable iteration over steps or batches; see ``runner.loop.Loop``."""
+        return self.durable.loop(name, source, epochs=epochs, until=until)
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A phase without a loop, computed once and stored; see ``Durable.once``."""
+        return self.durable.once(name, compute)
+
+    def track(self, **objects: Any) -> None:
+        """Names the state that loops save and restore; see ``Durable.track``."""
+        self.durable.track(**objects)
+
+    def log(self, **values: float | torch.Tensor) -> None:
+        """Records values of the current step; see ``Durable.log``."""
+        self.durable.log(**values)
+
+    def say(self, text: str) -> None:
+        """One line to the screen and to log.txt."""
+        self.observer.say(text)
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data set, capped by the scale; the normalisation of given weights replaces the data set's own."""
+        from runner.datasets import load_data
+        from runner.datasets.images import Normalisation
+        from runner.models import describe_model
+        from runner.models.weights import origin_of
+
+        with randomness.stream(self.seed, "data"):
+            data = load_data(
+                self.settings.dataset,
+                self.scale,
+                data_root=Path(self.settings.paths.data).expanduser(),
+                offline=self.config["offline"],
+            )
+        weights = self.settings.model.weights
+        origin = origin_of(weights) if weights else None
+        if origin is not None and origin.normalisation is not None:
+            mean, std = (torch.tensor(origin.normalisation[name]) for name in ("mean", "std"))
+            data.normalisation = Normalisation(mean, std)
+        self.say(
+            f"data {data.display_name}: {len(data.train)} train, {len(data.validation)} validation, "
+            f"{len(data.test)} test, {data.num_classes} classes, {data.image_size}x{data.image_size}"
+        )
+        self.say(
+            describe_model(
+                self.settings.model, image_size=data.image_size, small_image_stem=self.scale.small_image_stem
+            )
+        )
+        return data
+
+    def split(self, split: str | Images) -> Images:
+        """A split by name (train, validation, test), or the given images."""
+        return getattr(self.data, split) if isinstance(split, str) else split
+
+    def batches(
+        self,
+        split: str | Images,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        augment: bool = True,
+        views: int = 1,
+        colour: bool = False,
+        drop_last: bool = False,
+    ) -> Batches:
+        """Normalised batches of (images (B,C,H,W), or (B,V,C,H,W) for several views; labels (B,); index (B,))."""
+        from runner.datasets.images import Batches
+
+        images = self.split(split)
+        return Batches(
+            images,
+            self.data.normalisation,
+            min(batch_size, max(len(images), 1)),
+            shuffle=shuffle,
+            augmentation=self.data.augmentation if augment else None,
+            views=views,
+            colour=colour,
+            drop_last=drop_last,
+            device=self.device,
+        )
+
+    # ---- networks --------------------------------------------------------------------------------------------------
+
+    def model(self) -> nn.Module:
+        """The config's network: freshly initialised from its own random stream, or with ``model.weights``."""
+        from runner.models import build_model
+
+        data = self.data
+        with randomness.stream(self.seed, "model", self._next("model")):
+            network = build_model(
+                self.settings.model,
+                num_classes=data.num_classes,
+                image_size=data.image_size,
+                channels=data.channels,
+                small_image_stem=self.scale.small_image_stem,
+            )
+        return self._placed(network)
+
+    def trained_model(self, role: str = "baseline") -> nn.Module:
+        """The network of a ``supervised`` cell with its own key, seed and recipe (the config section ``role``).
+
+        ``model.weights`` takes its place when it is set. The network is on the device, in training mode, trainable.
+        """
+        from runner.cells import run_cell
+        from runner.plan import role_config
+        from runner.product import load
+
+        if self.settings.model.weights is not None:
+            return self.model()
+        cell = run_cell(self, role_config(self.config, role), as_role=role)
+        return self._placed(load(cell.folder / "artifacts" / "model"))
+
+    def cell(
+        self,
+        method: str,
+        fields: Mapping[str, Any],
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        role: str | None = None,
+    ) -> Cell:
+        """Another method as a run of its own key: reused when it is done, else run now (or waited for).
+
+        It inherits model, dataset, scale, precision, seed and the role sections; ``fields`` are its hyperparameters,
+        ``recipe`` replaces this run's recipe.
+        """
+        from runner.cells import run_cell
+        from runner.plan import cell_config
+
+        return run_cell(self, cell_config(self.config, method, fields, recipe), as_role=role or method)
+
+    def save_model(self, model: nn.Module) -> None:
+        """Writes the product: artifacts/model/ with weights, architecture and an exported program."""
+        from runner.models import architecture_of
+        from runner.product import save_model
+
+        architecture = architecture_of(
+            self.settings.model,
+            num_classes=self.data.num_classes,
+            image_size=self.data.image_size,
+            channels=self.data.channels,
+            small_image_stem=self.scale.small_image_stem,
+            normalisation={
+                "mean": self.data.normalisation.mean.tolist(),
+                "std": self.data.normalisation.std.tolist(),
+            },
+            class_names=self.data.class_names,
+            dataset=self.data.display_name,
+        )
+        example = torch.zeros(2, *self._input_shape(), device=self.device)
+        with randomness.preserved():
+            self.product = save_model(
+                self.artifact("model"), model, architecture, example, export=self.scale.export_program
+            )
+        if self.product.get("warning"):
+            self.say(f"warning: {self.product['warning']}")
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision as ``precision`` says; nothing at float32."""
+        if self.config["precision"] == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.config["precision"]))
+
+    # ---- measurements ----------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, model: nn.Module, split: str = "test", *, batch_statistics: bool = False, record: bool | None = None
+    ) -> dict[str, float]:
+        """Accuracy (0..1) and loss (mean cross-entropy, nats) on a split, un-augmented.
+
+        Args:
+            batch_statistics: normalise with each batch's statistics instead of the moving averages (updates nothing).
+            record: write artifacts/test_scores.npz (index, label, score, prediction); default: on the test split.
+        """
+        rows = self._stored(f"evaluate {split}", lambda: self._classify(model, split, batch_statistics))
+        if record if record is not None else split == "test" and not batch_statistics:
+            self._write_scores(rows)
+        return accuracy_and_loss(rows)
+
+    def profile(self, model: nn.Module, name: str = "final") -> dict[str, Any]:
+        """Parameters, FLOPs (multiply-adds, see ``runner.profile``) and latency; kept as profile.NAME in the result."""
+        from runner.profile import count, latency_ms
+
+        shape = self._input_shape()
+
+        def measure() -> dict[str, Any]:
+            counts = count(model, shape)
+            seconds = 0.02 if self.scale.name == "smoke" else 0.5
+            latency = latency_ms(model, shape, self.device, seconds=seconds)
+            return {"params": counts.params, "flops": counts.flops, "latency_ms": latency}
+
+        self.profiles[name] = self._stored(f"profile {name}", measure)
+        return self.profiles[name]
+
+    # ---- outputs ---------------------------------------------------------------------------------------------------
+
+    def artifact(self, name: str) -> Path:
+        """A place under artifacts/ for a file that the method writes (atomically, see ``runner.storage``)."""
+        path = self.folder.path / "artifacts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Saves a matplotlib figure as figures/NAME.png and .pdf."""
+        folder = self.folder.path / "figures"
+        folder.mkdir(exist_ok=True)
+        for kind in ("png", "pdf"):
+            replace_atomic(folder / f"{name}.{kind}", lambda path, kind=kind: figure.savefig(path, format=kind))
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        layout = torch.channels_last if self.recipe.channels_last else torch.preserve_format
+        return network.to(self.device, memory_format=layout)
+
+    def _input_shape(self) -> tuple[int, int, int]:
+        return (self.data.channels, self.data.image_size, self.data.image_size)
+
+    def _next(self, name: str) -> int:
+        self._numbered[name] = self._numbered.get(name, -1) + 1
+        return self._numbered[name]
+
+    def _stored(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Between loops a measurement is a phase of its own, not computed again after a kill; inside one it is not."""
+        if self.durable.busy:
+            with randomness.stream(self.seed, name):
+                return compute()
+        number = self._next(name)
+        return self.durable.once(name if number == 0 else f"{name} {number + 1}", compute)
+
+    def _classify(self, model: nn.Module, split: str, use_batch_statistics: bool) -> dict[str, torch.Tensor]:
+        images = self.split(split)
+        batches = self.batches(images, self.recipe.evaluation_batch_size, shuffle=False, augment=False)
+        statistics = batch_statistics(model) if use_batch_statistics else nullcontext()
+        with statistics:
+            rows = classify(model, batches.iterate(0), self.autocast())
+        rows["index"] = images.index.cpu()[rows["index"]]
+        return rows
+
+    def _write_scores(self, rows: dict[str, torch.Tensor]) -> None:
+        arrays = {name: rows[name].numpy() for name in ("index", "label", "prediction")}
+        arrays["score"] = (rows["prediction"] == rows["label"]).numpy().astype("float32")
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                numpy.savez(file, **arrays)
+
+        replace_atomic(self.artifact("test_scores.npz"), write)

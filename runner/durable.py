@@ -1,0 +1,249 @@
+"""Durable execution: a method is run again from its first line after a kill, and its verbs skip what is done.
+
+`once` returns its stored result; a finished `loop` yields nothing and restores the tracked state with which it ended;
+an interrupted loop restores tracked and random state and goes on. Every verb runs in a random stream derived from
+(seed, phase name) and leaves the surrounding random state as it found it, so a skipped verb leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from runner import randomness
+from runner.checkpoints import Checkpoints, decode, encode
+from runner.errors import RunFailed, StopRequested
+from runner.loop import Loop
+from runner.tracked import check_trackable, read_state, write_state
+
+Result = TypeVar("Result")
+
+
+class Observer(Protocol):
+    """Who is told how a run goes: the display, metrics.jsonl and Weights & Biases behind one face."""
+
+    def phase(self, name: str, total: int | None) -> None: ...
+    def advance(self, step: int, values: dict[str, float]) -> None: ...
+    def end_phase(self, seconds: float) -> None: ...
+    def say(self, text: str) -> None: ...
+    def write(self, phase: str, step: int, values: dict[str, float]) -> None: ...
+    def position(self) -> int: ...
+    def rewind(self, position: int) -> None: ...
+
+
+class Durable:
+    """The verbs ``loop``, ``once``, ``track`` and ``log`` of one run."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        device: torch.device,
+        checkpoints: Checkpoints,
+        observer: Observer,
+        every_seconds: float,
+        log_every: int,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.seed = seed
+        self.device = device
+        self.checkpoints = checkpoints
+        self.observer = observer
+        self.every_seconds = every_seconds
+        self.log_every = log_every
+        self.max_epochs = max_epochs
+        self.max_steps = max_steps
+        self.stop_requested = stop_requested
+        self.phases: dict[str, dict[str, Any]] = {}  # of the outermost verbs: seconds over all attempts
+        self._tracked: dict[str, Any] = {}
+        self._stack: list[Loop | str] = []
+        self._names: set[str] = set()
+        self._replayed_logs: list[tuple[str, int, dict[str, float]]] | None = []
+        self._last_save = time.monotonic()
+
+    # ---- the verbs -------------------------------------------------------------------------------------------------
+
+    def track(self, **objects: Any) -> None:
+        """Names the state that loops save and restore. A cut or swapped object is tracked again under its name."""
+        for name, item in objects.items():
+            check_trackable(name, item)
+        self._tracked.update(objects)
+
+    def loop(
+        self,
+        name: str,
+        source: Any = None,
+        *,
+        epochs: int | None = None,
+        until: Callable[[], bool] | None = None,
+    ) -> Loop:
+        """Resumable iteration; see ``Loop``. ``source``: a number of steps, batches, or None with ``until``."""
+        return Loop(self, name, source, epochs=epochs, until=until)
+
+    def once(self, name: str, compute: Callable[[], Result]) -> Result:
+        """Runs ``compute`` in its own random stream and stores the result; after a kill it is read, not computed.
+
+        The result holds tensors, numbers, text and plain containers. ``compute`` must not change tracked state.
+        """
+        path = self.enter_name(name)
+        stored = self.checkpoints.load_phase(path)
+        if stored is not None:
+            self.skipped(stored)
+            self.note_seconds(path, stored["seconds"])
+            return decode(stored["value"])
+        self.going_live()
+        started = time.monotonic()
+        self.observer.phase(path, None)
+        self._stack.append(path)
+        try:
+            with randomness.stream(self.seed, path):
+                value = encode(compute(), f"the result of '{path}'")
+        finally:
+            self._stack.pop()
+        seconds = time.monotonic() - started
+        payload = {"value": value, "seconds": seconds, "metrics_position": self.observer.position()}
+        self.checkpoints.save_phase(path, payload)
+        self.note_seconds(path, seconds)
+        self.observer.end_phase(seconds)
+        if self.stop_requested():
+            raise StopRequested(f"after phase '{path}'")
+        return decode(value)
+
+    def log(self, **values: float | torch.Tensor) -> None:
+        """Records values of the current step; tensors are read only when they are written or checked."""
+        loop = self._innermost_loop()
+        if loop is not None:
+            loop.pending.update(values)
+            return
+        entry = (self._stack[-1] if self._stack else "run", 0, _floats(values))
+        if self._replayed_logs is None:
+            self.observer.write(*entry)
+        else:  # written only if no stored phase follows: else it stands in the file already
+            self._replayed_logs.append(entry)
+
+    def finish(self) -> None:
+        """The method returned: what it logged last is written."""
+        self.going_live()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a verb is under way."""
+        return bool(self._stack)
+
+    # ---- what Loop needs -------------------------------------------------------------------------------------------
+
+    def enter_name(self, name: str) -> str:
+        """The full name of a verb: inside a loop it carries the step. Each name is used once a run."""
+        loop = self._innermost_loop()
+        path = name if loop is None else f"{loop.path}[{loop.step}]/{name}"
+        if path in self._names:
+            raise ValueError(f"two phases are named '{path}'; every loop and once needs a name of its own")
+        self._names.add(path)
+        return path
+
+    @contextmanager
+    def inside(self, loop: Loop) -> Iterator[None]:
+        """The time between a loop's first and last step."""
+        depth = len(self._stack)
+        self._stack.append(loop)
+        state = randomness.capture()
+        try:
+            yield
+        finally:
+            del self._stack[depth:]
+            randomness.restore(state)
+
+    def save(self, loop: Loop, *, finished: bool) -> None:
+        """Stores where ``loop`` stands, all tracked and random state."""
+        self._check_finite(loop)
+        self.checkpoints.save_loop(
+            loop.path,
+            {
+                "finished": finished,
+                "position": loop.position,
+                "epoch": loop.epoch,
+                "offset": loop.offset,
+                "seconds": loop.seconds(),
+                "state": {name: read_state(name, item) for name, item in self._tracked.items()},
+                "random": randomness.capture(),
+                "metrics_position": self.observer.position(),
+            },
+        )
+        self.checkpoints.forget_inside(loop.path)
+        self._last_save = time.monotonic()
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Puts back the tracked state of a loop's record."""
+        for name, state in record["state"].items():
+            if name in self._tracked:
+                write_state(self._tracked[name], state)
+
+    def after_step(self, loop: Loop, *, write: bool) -> None:
+        """The end of every step: metrics, display, saving by time, the stop signal."""
+        if self._replayed_logs is not None:
+            self.going_live()
+        if loop.pending and (write or loop.position % self.log_every == 0):
+            self.write_pending(loop)
+        self.observer.advance(loop.position, loop.shown)
+        stop = self.stop_requested()
+        if stop or time.monotonic() - self._last_save >= self.every_seconds:
+            self.save(loop, finished=False)
+        if stop:
+            raise StopRequested(f"in '{loop.path}' at step {loop.position}")
+
+    def write_pending(self, loop: Loop) -> None:
+        """Writes the values logged in the last step."""
+        loop.shown = _floats(loop.pending)
+        loop.pending = {}
+        self.observer.write(loop.path, loop.position, loop.shown)
+        self._check_finite(loop)
+
+    def end(self, loop: Loop) -> None:
+        """A loop ran to its end: its final state is stored, inner loops only when saving is due anyway."""
+        if loop.pending:
+            self.write_pending(loop)
+        outermost = len(self._stack) == 1
+        if outermost or time.monotonic() - self._last_save >= self.every_seconds:
+            self.save(loop, finished=True)
+        if outermost:
+            self.phases[loop.path] = {"seconds": round(loop.seconds(), 3)}
+        self.observer.end_phase(loop.seconds())
+
+    def skipped(self, record: dict[str, Any]) -> None:
+        """Stored state was found: all that was logged before it stands in the metrics file already."""
+        self.observer.rewind(record["metrics_position"])
+        self._replayed_logs = []
+
+    def going_live(self) -> None:
+        """Something is computed that no stored state holds: what was logged since the last stored state is written."""
+        logs, self._replayed_logs = self._replayed_logs, None
+        for entry in logs or ():
+            self.observer.write(*entry)
+
+    def _innermost_loop(self) -> Loop | None:
+        return self._stack[-1] if self._stack and isinstance(self._stack[-1], Loop) else None
+
+    def note_seconds(self, path: str, seconds: float) -> None:
+        """Records an outermost phase's time for the result."""
+        if not self._stack:
+            self.phases[path] = {"seconds": round(seconds, 3)}
+
+    def _check_finite(self, loop: Loop) -> None:
+        for values in (loop.pending, loop.shown):
+            loss = values.get("loss")
+            if loss is not None and not math.isfinite(float(loss)):
+                raise RunFailed(
+                    f"the loss of '{loop.path}' is {float(loss)} at step {loop.position}; the last good state is kept. "
+                    "A smaller recipe.optimizer.learning_rate or recipe.gradient_clip is the usual cure"
+                )
+
+
+def _floats(values: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}

@@ -1,0 +1,111 @@
+"""One experiment from a composed config to the path of its result."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import StopRequested
+from runner.plan import Plan, plan
+
+if TYPE_CHECKING:
+    from runner.compose import Composed
+
+
+def execute(composed: Composed) -> Path:
+    """Answers from the stored result, resumes, or runs; returns the path of result.json.
+
+    Raises:
+        UserError, RunFailed, StopRequested: see ``runner.errors``.
+    """
+    planned = plan(composed.config, composed.origin)
+    demonstration = demonstration_line(composed)
+    if demonstration:
+        say(demonstration)
+    stored = planned.folder.result()
+    if stored is not None and not planned.config["force"]:
+        answer_stored(planned, stored)
+    else:
+        run_planned(planned)
+    if demonstration:
+        say(demonstration)
+    return planned.folder.result_path
+
+
+def run_planned(planned: Plan) -> dict[str, Any]:
+    """Runs a plan in this process: checks it, locks its folder, shows its progress and closing table."""
+    with stop_signals() as stop_requested:
+        from runner.cells import check, run_locked
+        from runner.context import Launch
+        from runner.environment import hardware_summary, resolve_device
+        from runner.progress import Progress, closing_table
+
+        checked = check(planned)
+        device = resolve_device(checked.settings.hardware.device)
+        folder = planned.folder
+        folder.create()
+        progress = Progress()
+        try:
+            with folder.lock():
+                if planned.config["force"] and folder.result() is not None:
+                    folder.clear()
+                progress.say(f"{planned.name}/{planned.key} in {folder.path}")
+                progress.say(f"hardware: {hardware_summary(device)}")
+                result = run_locked(checked, Launch(device, progress, stop_requested))
+        except StopRequested as stop:
+            raise StopRequested(f"stopped {stop}; the state is saved, the same command goes on") from None
+        finally:
+            progress.close()
+    say(closing_table(result))
+    return result
+
+
+def answer_stored(planned: Plan, result: dict[str, Any]) -> None:
+    """Shows a stored result; says when it came from other code."""
+    from runner.progress import closing_table
+
+    say(f"already done: {planned.folder.path} (force=true runs it again)")
+    if result.get("code") != planned.code():
+        say("stale: the code of this method changed since; force=true recomputes")
+    say(closing_table(result))
+
+
+def demonstration_line(composed: Composed) -> str | None:
+    """At desk and smoke scale: that this is not the paper's protocol, and the command that is."""
+    scale = composed.config["scale"]["name"]
+    if scale == "paper":
+        return None
+    words = [word for word in composed.overrides if not word.startswith("scale=")]
+    command = " ".join(["runner", *words, "scale=paper"])
+    return f"scale={scale}: a demonstration, not the paper's protocol; the paper's own recipe: {command}"
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM, SIGUSR1 and Ctrl-C ask for a stop at the next step; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked and number == signal.SIGINT:
+            raise StopRequested("at once, on a second Ctrl-C; the last saved state is kept")
+        asked.append(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+    try:
+        before = {number: signal.signal(number, ask) for number in numbers}
+    except ValueError:  # not the main thread (a notebook): the host handles signals
+        before = {}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say(text: str) -> None:
+    """A line to standard error; standard output belongs to the path of the result."""
+    print(text, file=sys.stderr, flush=True)

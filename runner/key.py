@@ -1,0 +1,66 @@
+"""The key of a run: a short hash of everything that decides its result, and of nothing else. Light: no torch.
+
+What enters: every section and value of the composed config except those named in ``LEFT_OUT``.
+
+| enters | as |
+|---|---|
+| method, recipe, scale, seed, precision, model, dataset, roles (baseline, teacher ...) | their values |
+| dataset.path, model.weights | the fingerprint of the content (sha256 of a file, names and sizes of a folder) |
+| fields declared as added later (conf/added_later.yaml), while they stand at their neutral value | not at all |
+| hardware, tracking, paths, checkpoint, force, allow_code_change, offline | not at all |
+
+Order of keys does not matter; 1 and 1.0 are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+LEFT_OUT = frozenset({"hardware", "tracking", "paths", "checkpoint", "force", "allow_code_change", "offline"})
+PATHS = ("dataset.path", "model.weights")
+LENGTH = 12
+
+
+def run_key(
+    config: Mapping[str, Any],
+    fingerprints: Mapping[str, str] | None = None,
+    added_later: Mapping[str, Any] | None = None,
+) -> str:
+    """The key as 12 hexadecimal digits.
+
+    Args:
+        config: the composed, resolved config.
+        fingerprints: for each of ``PATHS`` that is set, the fingerprint of its content.
+        added_later: dotted name of a field -> the neutral value at which it is left out.
+    """
+    decisive = {name: value for name, value in config.items() if name not in LEFT_OUT}
+    flat = _flatten(decisive)
+    for path, fingerprint in (fingerprints or {}).items():
+        flat[path] = fingerprint
+    for field, neutral in (added_later or {}).items():
+        if field in flat and _canonical(flat[field]) == _canonical(neutral):
+            del flat[field]
+    text = json.dumps({name: _canonical(value) for name, value in flat.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        flat: dict[str, Any] = {}
+        for name, item in value.items():
+            flat |= _flatten(item, f"{prefix}.{name}" if prefix else str(name))
+        return flat
+    return {prefix: value}
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _canonical(item) for name, item in value.items()}
+    return value

@@ -1,0 +1,84 @@
+"""Optimizers and learning-rate schedules of a recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from runner.schema import OptimizerSettings, ScheduleSettings
+
+
+class TensorFlowSGD(torch.optim.Optimizer):
+    """SGD with momentum as TensorFlow 2 defines it: the learning rate is inside the velocity.
+
+    v <- momentum * v - lr * g;  w <- w + v, or with Nesterov w <- w + momentum * v - lr * g.
+    Equal to torch.optim.SGD until the learning rate changes; after a drop the old velocity keeps its size.
+    Weight decay is coupled: g + weight_decay * w.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[torch.nn.Parameter],
+        lr: float,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update; ``closure`` is not supported."""
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            gradients = [weight.grad for weight in weights]
+            for weight in weights:
+                if "velocity" not in self.state[weight]:
+                    self.state[weight]["velocity"] = torch.zeros_like(weight)
+            velocities = [self.state[weight]["velocity"] for weight in weights]
+            if group["weight_decay"]:
+                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, gradients, alpha=-group["lr"])
+            if group["nesterov"]:
+                torch._foreach_add_(weights, velocities, alpha=group["momentum"])
+                torch._foreach_add_(weights, gradients, alpha=-group["lr"])
+            else:
+                torch._foreach_add_(weights, velocities)
+
+
+def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimizer that a recipe names, over the parameters that require gradients."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            trainable,
+            rate,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov and settings.momentum > 0,
+            weight_decay=decay,
+        )
+    if settings.name == "sgd_tensorflow":
+        return TensorFlowSGD(trainable, rate, settings.momentum, settings.nesterov, decay)
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(trainable, rate, betas=(settings.momentum, 0.999), weight_decay=decay)
+
+
+def learning_rate(base: float, settings: ScheduleSettings, *, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The learning rate of a 0-based step.
+
+    ``step``: milestones are fractions of all epochs, rounded down to whole epochs; ``cosine``: to zero at the end,
+    per step; a linear warm-up over ``warmup_epochs`` multiplies either.
+    """
+    epoch = step // steps_per_epoch
+    rate = base
+    if settings.name == "step":
+        passed = sum(epoch >= int(milestone * epochs) for milestone in settings.milestones)
+        rate *= settings.factor**passed
+    elif settings.name == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * step / (steps_per_epoch * epochs)))
+    warmup = settings.warmup_epochs * steps_per_epoch
+    return rate * min(1.0, (step + 1) / warmup) if warmup else rate

@@ -1,0 +1,122 @@
+"""From a composed config to a run that can be looked up: its key, its folder, its stored result. Light: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from runner.code import code_fingerprint
+from runner.errors import UserError
+from runner.folder import RunFolder
+from runner.key import LEFT_OUT, run_key
+
+# Sections that every run has; other top-level sections describe trained networks that the method starts from (roles).
+BASE = frozenset({"method", "model", "dataset", "recipe", "scale", "seed", "precision"}) | LEFT_OUT
+
+
+@dataclass
+class Plan:
+    """One run: ``config`` is plain and resolved; ``fingerprints`` are of the paths that enter the key."""
+
+    config: dict[str, Any]
+    key: str
+    folder: RunFolder
+    fingerprints: dict[str, str]
+    origin: Callable[[str], str] | None = None
+
+    @property
+    def name(self) -> str:
+        """METHOD-MODEL-DATASET, the folder above the key."""
+        return self.folder.path.parent.name
+
+    def code(self) -> str:
+        """The fingerprint of the code that this run would use now."""
+        return code_fingerprint(self.config["method"]["target"], self.config["model"]["target"])
+
+
+def plan(config: Mapping[str, Any], origin: Callable[[str], str] | None = None) -> Plan:
+    """Finds the key and the folder of a composed config.
+
+    Raises:
+        UserError: a path that enters the key does not exist or cannot be read.
+    """
+    config = dict(config)
+    fingerprints = path_fingerprints(config)
+    key = run_key(config, fingerprints, added_later())
+    parts = (config["method"]["name"], config["model"]["name"], config["dataset"]["name"])
+    folder = Path(config["paths"]["runs"]).expanduser().absolute() / "-".join(parts) / key
+    return Plan(config, key, RunFolder(folder), fingerprints, origin)
+
+
+def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
+    """The fingerprint of each path among the decisive values that is set."""
+    found: dict[str, str] = {}
+    if config["dataset"].get("path"):
+        from runner.datasets import fingerprint
+
+        content = fingerprint(SimpleNamespace(**config["dataset"]))
+        if content is not None:
+            found["dataset.path"] = content
+    if config["model"].get("weights"):
+        found["model.weights"] = weights_fingerprint(config["model"]["weights"])
+    return found
+
+
+def weights_fingerprint(path: str) -> str:
+    """The content of a weights file; of a run folder, the hash of the weights of its product.
+
+    Raises:
+        UserError: there are no weights at ``path``.
+    """
+    from runner.datasets import files
+    from runner.models.weights import find_product, read_architecture
+
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return read_architecture(find_product(place))["weights_sha256"]
+    if not place.is_file():
+        raise UserError(f"model.weights: there is no file or run folder '{path}'")
+    return files.fingerprint(place)
+
+
+def added_later() -> dict[str, Any]:
+    """Fields that came after results had been stored, each with its neutral value (conf/added_later.yaml)."""
+    from runner.registry import package_conf, read_yaml
+
+    return read_yaml(package_conf() / "added_later.yaml")
+
+
+def role_config(config: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """The config of the `supervised` run that trains the network of ``role``: its section's seed, recipe and model."""
+    section = config.get(role)
+    if not isinstance(section, Mapping):
+        raise UserError(
+            f"the config has no section '{role}' (seed, recipe) for the network that the method starts from"
+        )
+    base = {name: value for name, value in config.items() if name in BASE}
+    changes = {name: section[name] for name in ("seed", "recipe", "model") if name in section}
+    return {**base, **changes, "method": _method_section("supervised")}
+
+
+def cell_config(
+    config: Mapping[str, Any], method: str, fields: Mapping[str, Any], recipe: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The config of another method as a cell: model, dataset, scale, precision, seed and roles as here."""
+    changes = {"method": {**_method_section(method), **fields}}
+    if recipe is not None:
+        changes["recipe"] = dict(recipe)
+    return {**config, **changes}
+
+
+def _method_section(name: str) -> dict[str, Any]:
+    """The section ``method`` of a method's YAML, its paper settings."""
+    from runner.registry import methods, read_yaml, search_path, unknown_choice
+
+    path = search_path()
+    known = methods(path)
+    if name not in known:
+        raise unknown_choice("method", name, path)
+    return dict(read_yaml(known[name])["method"])

@@ -1,0 +1,163 @@
+"""Forwards the metrics.jsonl of one run folder to Weights & Biases; a script of its own, started by runner.tracking.
+
+It is another process because W&B's client draws from the global random generators, starts threads and a service, and
+may hang or die: none of that can reach the run. It imports nothing of the runner.
+
+Arguments: the run folder, the mode (online or offline), and ``follow`` or ``replay``. ``follow`` goes on until
+standard input ends, which it does when the run ends in whatever way. What to send stands in wandb/run.json. Messages
+for the runner are JSON lines on standard output: {"url"}, {"folder"}, {"error"}.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+POLL_SECONDS = 2.0
+
+
+def rows(path: Path, ended: threading.Event) -> Iterator[dict[str, Any] | None]:
+    """The whole lines of a growing file until it ends; None each time there is nothing more for now.
+
+    A resume puts a shorter file in place of the old one and repeats what it cut off, to the bit: the rows that were
+    read already are passed over in the new file.
+    """
+    count = 0
+    last_look = False
+    while True:
+        with path.open("rb") as file:
+            passed, line = 0, b""
+            while True:
+                line += file.readline()
+                if line.endswith(b"\n"):
+                    passed += 1
+                    if passed > count:
+                        count = passed
+                        yield json.loads(line)
+                    line = b""
+                elif os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                    break
+                elif last_look:
+                    return
+                else:
+                    yield None
+                    last_look = ended.wait(POLL_SECONDS)
+
+
+class Translator:
+    """Turns rows into what W&B logs: ``phase/value`` over ``phase/step``.
+
+    The instances of an inner loop, ``search[0]/tune``, ``search[1]/tune`` ..., become one series ``search.tune`` whose
+    steps go on counting: a panel for each of thousands of them would help nobody.
+    """
+
+    def __init__(self) -> None:
+        self._instance: dict[str, str] = {}
+        self._offset: dict[str, int] = {}
+        self._last: dict[str, int] = {}
+
+    def __call__(self, row: dict[str, Any]) -> tuple[str, dict[str, float]]:
+        """The series and its values."""
+        phase, step = row.pop("phase"), row.pop("step")
+        series = re.sub(r"\[\d+\]", "", phase).replace("/", ".")
+        if self._instance.get(series, phase) != phase:
+            self._offset[series] = self._last[series]
+        self._instance[series] = phase
+        self._last[series] = self._offset.get(series, 0) + step
+        values = {"_timestamp": row.pop("time"), f"{series}/step": self._last[series]}
+        return series, values | {f"{series}/{name}": NOT_FINITE.get(value, value) for name, value in row.items()}
+
+
+def forward(folder: Path, mode: str, ended: threading.Event, tell: Any) -> None:
+    """Sends all rows that were not sent before, then the final metrics."""
+    description = folder / "wandb" / "run.json"
+    about = json.loads(description.read_text())
+    # W&B's own log of its service belongs in the run folder too.
+    os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb" / "cache"))
+    import wandb
+
+    counter = folder / "wandb" / "forwarded"  # rows that are on the server: they are not sent again
+    online = mode == "online"
+    sent = int(counter.read_text()) if online and counter.exists() else 0
+    if not online:  # each offline piece holds the whole record, so an older one has nothing to add
+        for old in (folder / "wandb").glob("offline-run-*"):
+            shutil.rmtree(old, ignore_errors=True)
+    run = wandb.init(
+        mode=mode,
+        dir=str(folder),
+        resume="allow" if online else None,
+        config=about["config"],
+        allow_val_change=True,  # the attempt
+        settings=wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            save_code=False,
+            disable_code=True,
+            disable_job_creation=True,
+            x_save_requirements=False,
+            x_disable_stats=not online,
+            x_stats_pid=about["pid"],
+            init_timeout=30,
+        ),
+        **{name: about[name] for name in ("id", "project", "entity", "group", "name", "tags", "notes")},
+    )
+    if online:
+        tell(url=run.url)
+    translate = Translator()
+    defined = set()
+    count = 0
+    for row in rows(folder / "metrics.jsonl", ended):
+        if row is None:
+            continue
+        series, values = translate(row)
+        count += 1
+        if series not in defined:
+            defined.add(series)
+            run.define_metric(f"{series}/step", hidden=True)
+            run.define_metric(f"{series}/*", step_metric=f"{series}/step")
+        if count > sent:
+            run.log(values)
+    about = json.loads(description.read_text())  # now with the end of the run, unless it was killed
+    run.summary.update(about.get("summary") or {})
+    piece = Path(run.dir).parent
+    run.finish(exit_code=0 if about.get("state") == "done" else 1)
+    if online:  # only now is it known that they arrived; to send some twice is better than to leave some out
+        counter.write_text(str(max(count, sent)))
+    else:
+        tell(folder=str(piece))
+
+
+def main(folder: str, mode: str, how: str) -> int:
+    """Runs until everything is sent; 1 after an error, which is told in one line."""
+    messages = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever W&B prints goes to the log
+
+    def tell(**message: str) -> None:
+        messages.write(json.dumps(message) + "\n")
+        messages.flush()
+
+    ended = threading.Event()
+    if how == "replay":
+        ended.set()
+    else:
+        threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    try:
+        forward(Path(folder), mode, ended, tell)
+    except BaseException as error:
+        tell(error=(str(error) or type(error).__name__).strip().splitlines()[0])
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

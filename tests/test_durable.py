@@ -1,0 +1,89 @@
+"""The property everything stands on: killed anywhere, a run ends with the same bits as an undisturbed one."""
+
+import json
+from pathlib import Path
+
+import forked
+import pytest
+import toy_methods
+
+
+def finish(folder: Path, kill_at=None, every_seconds=0.0) -> dict:
+    assert forked.run(toy_methods.run_toy, str(folder), kill_at, every_seconds) in (0, -9)
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def record(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return finish(folder), record(folder)
+
+
+@pytest.mark.parametrize("every_seconds", [0.0, 1e6], ids=["save-every-step", "save-at-phase-ends"])
+def test_killed_at_every_point(undisturbed, tmp_path, every_seconds):
+    expected, lines = undisturbed
+    for kill_at in range(1, expected["events"] + 1):
+        folder = tmp_path / str(kill_at)
+        assert finish(folder, kill_at, every_seconds) == {}, "the kill came too late"
+        again = finish(folder, None, every_seconds)
+        assert again["digest"] == expected["digest"], f"killed at event {kill_at}"
+        assert record(folder) == lines, f"killed at event {kill_at}"
+
+
+def test_killed_again_and_again(undisturbed, tmp_path):
+    expected, lines = undisturbed
+    attempts = 0
+    while not (result := finish(tmp_path, kill_at=9)):
+        attempts += 1
+        assert attempts < 100
+    assert attempts > 3
+    assert result["digest"] == expected["digest"]
+    assert record(tmp_path) == lines
+
+
+def test_finished_verbs_are_skipped(undisturbed, tmp_path):
+    expected, _ = undisturbed
+    finish(tmp_path)
+    assert finish(tmp_path)["events"] < expected["events"] / 3
+
+
+def test_stop_signal_saves_at_the_next_step(undisturbed, tmp_path):
+    expected, lines = undisturbed
+    assert forked.run(toy_methods.run_toy, str(tmp_path), None, 1e6, 9) == 75
+    result = finish(tmp_path, None, 1e6)
+    assert result["digest"] == expected["digest"]
+    assert result["events"] < expected["events"] - 4
+    assert record(tmp_path) == lines
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_corrupt_checkpoint_falls_back(undisturbed, tmp_path, damage):
+    expected, _ = undisturbed
+    finish(tmp_path, kill_at=expected["events"] - 2)
+    newest = max((tmp_path / "checkpoints").glob("loop.fine%20tune.*.pt"))
+    content = newest.read_bytes()
+    middle = len(content) // 2
+    newest.write_bytes(
+        {
+            "truncate": content[:middle],
+            "flip": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+            "empty": b"",
+        }[damage]
+    )
+    result = finish(tmp_path)
+    assert result["digest"] == expected["digest"]
+    assert any("corrupt" in line for line in result["said"])
+
+
+def test_every_stored_file_may_be_corrupt(undisturbed, tmp_path):
+    expected, _ = undisturbed
+    finish(tmp_path, kill_at=expected["events"] - 2)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert finish(tmp_path)["digest"] == expected["digest"]

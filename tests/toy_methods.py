@@ -1,0 +1,198 @@
+"""Small methods that use every verb, for the tests of the durable core."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from runner.checkpoints import Checkpoints, encode
+from runner.durable import Durable
+from runner.tracked import read_state
+
+
+class Noisy(Dataset):
+    """Examples whose augmentation draws from the global generators."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((4,), float(index)) + 0.1 * torch.randn(4) + 0.01 * float(numpy.random.rand()), index % 3
+
+
+class SeededBatches:
+    """The protocol of the image batches: the order is a function of the seed, noise comes from the global generator."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def iterate(self, seed: int, start: int = 0):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))
+        for rows in order.split(4)[start:]:
+            yield rows.float()[:, None].repeat(1, 4) + 0.1 * torch.randn(4, 4), rows % 3
+
+
+class Widths:
+    """State of a search: a history and widths that change."""
+
+    def __init__(self) -> None:
+        self.width, self.history = 8, []
+
+    def state_dict(self) -> dict:
+        return {"width": self.width, "history": self.history}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.width, self.history = state["width"], state["history"]
+
+
+def network(width: int) -> nn.Sequential:
+    torch.manual_seed(width)
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 3))
+
+
+def every_verb(ctx: Durable, event) -> dict[str, float]:
+    """Train, search, bank, cut, nested rounds, fine-tune; ``event()`` marks every place where a kill may come."""
+    event()
+    model = network(8)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    ctx.track(model=model, optimizer=optimizer)
+    ctx.log(begun=1.0)
+    for inputs, labels in ctx.loop("train", DataLoader(Noisy(), 4, shuffle=True), epochs=2):
+        event()
+        value = nn.functional.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        ctx.log(loss=value.detach())
+        event()
+    event()
+    search, scores = Widths(), torch.zeros(3)
+    ctx.track(search=search, scores=scores)
+    for step in ctx.loop("search", until=lambda: search.width <= 4):
+        event()
+        search.width -= 1
+        search.history.append((step, float(torch.rand(()))))
+        scores += torch.rand(3)
+        ctx.log(width=search.width)
+    event()
+
+    def bank():
+        event()
+        return {"logits": torch.randn(5), "noise": numpy.random.rand(2), "pair": (1, "a")}
+
+    stored = ctx.once("bank", bank)
+    event()
+    slim = network(search.width)
+    with torch.no_grad():
+        slim[0].weight.copy_(model[0].weight[: search.width])
+    ctx.track(model=slim, optimizer=(optimizer := torch.optim.SGD(slim.parameters(), 0.1, momentum=0.9)))
+    ctx.log(cut=search.width)
+    total = {"sum": 0.0}
+    ctx.track(total=total)
+    for round_number in ctx.loop("rounds", 3):
+        event()
+        client = network(5)
+        ctx.track(client=client)
+        for inputs, _ in ctx.loop("client", SeededBatches()):
+            event()
+            total["sum"] += float(client(inputs).sum().detach()) + float(torch.rand(()))
+        total["sum"] += ctx.once("round score", lambda number=round_number: float(torch.rand(())) + number)
+        event()
+    for inputs, labels in ctx.loop("fine tune", SeededBatches(), epochs=2):
+        event()
+        value = nn.functional.cross_entropy(slim(inputs), labels) + 0.01 * stored["logits"].sum()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        ctx.log(loss=value.detach())
+        if len(search.history) > 100:
+            break
+    event()
+    ctx.log(ended=1.0)
+    parts = [slim.state_dict(), search.state_dict(), scores, total, stored]
+    digest = hashlib.sha256()
+    for part in parts:
+        _digest(digest, encode(part))
+    return {"digest": digest.hexdigest(), "sum": total["sum"], "optimizer": len(read_state("o", optimizer)["state"])}
+
+
+def _digest(digest, value) -> None:
+    if isinstance(value, torch.Tensor):
+        digest.update(value.contiguous().numpy().tobytes())
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            digest.update(str(name).encode())
+            _digest(digest, item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _digest(digest, item)
+    else:
+        digest.update(repr(value).encode())
+
+
+class FileObserver:
+    """Keeps the record in a file as the real one does; nothing on the screen."""
+
+    def __init__(self, path: Path) -> None:
+        from runner.metrics import MetricsFile
+
+        self.metrics = MetricsFile(path)
+        self.said: list[str] = []
+
+    def phase(self, name, total): ...
+    def advance(self, step, values): ...
+    def end_phase(self, seconds): ...
+
+    def say(self, text):
+        self.said.append(text)
+
+    def write(self, phase, step, values):
+        self.metrics.write(phase, step, values)
+
+    def position(self):
+        return self.metrics.position()
+
+    def rewind(self, position):
+        self.metrics.rewind(position)
+
+
+def run_toy(folder: str, kill_at: int | None, every_seconds: float, stop_at: int | None = None) -> int:
+    """Runs ``every_verb`` in ``folder``; kills itself with signal 9 at event number ``kill_at``; counts events."""
+    from runner.errors import StopRequested
+
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    events = 0
+
+    def event() -> None:
+        nonlocal events
+        events += 1
+        if events == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    observer = FileObserver(path / "metrics.jsonl")
+    ctx = Durable(
+        seed=3,
+        device=torch.device("cpu"),
+        checkpoints=Checkpoints(path / "checkpoints", observer.say),
+        observer=observer,
+        every_seconds=every_seconds,
+        log_every=1,
+        stop_requested=lambda: stop_at is not None and events >= stop_at,
+    )
+    try:
+        result = every_verb(ctx, event)
+    except StopRequested:
+        return 75
+    ctx.finish()
+    observer.metrics.close()
+    (path / "result.json").write_text(json.dumps({**result, "events": events, "said": observer.said}))
+    return 0
