@@ -26,9 +26,11 @@ from PIL import Image
 from torch import Tensor
 
 from runner.methods.compression import filter_scores
+from runner.datasets.images import Images
+from runner.methods.compression.ekg_search import shuffled
 from runner.methods.compression.executor import MaskedExecutor
 from runner.methods.compression.gates import GatedNetwork
-from runner.methods.compression.search import Evaluation, Search, SearchSettings, class_rows, image_losses
+from runner.methods.compression.search import Evaluation, Search, SearchSettings, image_losses
 from runner.models import build_model
 from runner.schema import ModelSettings
 
@@ -75,7 +77,9 @@ class NaiveSearch(Search):
 def network_and_images() -> tuple[torch.nn.Module, Tensor, Tensor]:
     """ResNet-56 and D_val, normalised (320, 3, 32, 32), with labels."""
     released = WEIGHTS.exists()
-    print(f"weights: {'released' if released else 'random'}, images: {'CIFAR-10 (JPEG)' if PICTURES.exists() else 'random'}")
+    print(
+        f"weights: {'released' if released else 'random'}, images: {'CIFAR-10 (JPEG)' if PICTURES.exists() else 'random'}"
+    )
     settings = ModelSettings(
         name="resnet56", weights=str(WEIGHTS) if released else None, padding="tensorflow" if released else "auto"
     )
@@ -99,10 +103,10 @@ def last_training_images(per_class: int) -> tuple[Tensor, Tensor]:
                     pixels["/".join(rest)] = np.asarray(picture.convert("RGB"))
     names = sorted(pixels)
     classes = sorted({name.split("/")[0] for name in names})
-    labels = np.array([classes.index(name.split("/")[0]) for name in names])
-    rows = class_rows(labels, per_class, last=True)
-    images = np.stack([pixels[names[row]] for row in rows])
-    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels[rows])
+    labels = torch.tensor([classes.index(name.split("/")[0]) for name in names])
+    images = torch.from_numpy(np.stack([pixels[name] for name in names])).permute(0, 3, 1, 2)
+    chosen = shuffled(Images(images, labels, torch.arange(len(labels))).last_per_class(per_class))
+    return chosen.images, chosen.labels
 
 
 def main(steps: int) -> None:

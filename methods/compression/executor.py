@@ -274,7 +274,9 @@ class SlicedExecutor(Executor):
         with torch.no_grad():
             return self.run({self.input: self.prepare(images)}, self.weights(kept))[0]
 
-    def forward(self, images: Tensor, weights: Weights, keep: Collection[Node] = ()) -> tuple[Tensor, dict[Node, Tensor]]:
+    def forward(
+        self, images: Tensor, weights: Weights, keep: Collection[Node] = ()
+    ) -> tuple[Tensor, dict[Node, Tensor]]:
         """Logits, and the values of ``keep`` for ``candidate_logits``."""
         with torch.no_grad():
             logits, held = self.run({self.input: self.prepare(images)}, weights, keep=keep)
@@ -321,6 +323,6 @@ class SlicedExecutor(Executor):
         nodes = list(taps)
         gradients = torch.autograd.grad(objective, [taps[node] for node in nodes])
         return {
-            node: (gradient * taps[node].detach()).transpose(0, 1).flatten(1).sum(1).abs()
+            node: (gradient * taps[node].detach()).sum([0, *range(2, gradient.ndim)]).abs()
             for node, gradient in zip(nodes, gradients, strict=True)
         }

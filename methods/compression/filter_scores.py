@@ -32,7 +32,9 @@ def geometric_median_distances(kernel: Tensor) -> Tensor:
     return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
 
 
-def weight_scores(executor: SlicedExecutor, weights: Weights, kept: Sequence[Tensor], filter_score: str) -> list[Tensor]:
+def weight_scores(
+    executor: SlicedExecutor, weights: Weights, kept: Sequence[Tensor], filter_score: str
+) -> list[Tensor]:
     """Scores (C_g,) of every gate from the kept weights; ``filter_score`` is l1 or fpgm."""
     measure = {"l1": l1_norms, "fpgm": geometric_median_distances}[filter_score]
     sums = [sum(measure(weights[name][0]) for name in gate.producers) for gate in executor.gated.gates]

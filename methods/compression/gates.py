@@ -161,7 +161,9 @@ class _ChannelGroups:
         self.features: dict[Node, int] = {}  # features per channel, > 1 behind a flattened image
         calls = [node.target for node in nodes if node.op == "call_module"]
         # a module with weights that is called twice would have to satisfy two places at once; an activation need not
-        self.shared = {name for name in calls if calls.count(name) > 1 and any(True for _ in modules[name].parameters())}
+        self.shared = {
+            name for name in calls if calls.count(name) > 1 and any(True for _ in modules[name].parameters())
+        }
         self.weighted: list[tuple[Node, str]] = []  # (node, kind) of the understood layers with weights
         for node in nodes:
             self._visit(node)
@@ -239,7 +241,9 @@ class _ChannelGroups:
     def _number_gates(self) -> None:
         pinned = {self._find(space) for space in self.pinned}
         producers: dict[int, list[Node]] = {}
-        read = {self._find(self.space[node.args[0]]) for node, kind in self.weighted if kind in ("convolution", "linear")}
+        read = {
+            self._find(self.space[node.args[0]]) for node, kind in self.weighted if kind in ("convolution", "linear")
+        }
         for node, kind in self.weighted:
             root = self._find(self.space[node])
             if kind == "convolution" and root not in pinned and root in read:
@@ -263,7 +267,9 @@ class _ChannelGroups:
 
     def _make_gate(self, index: int, producers: list[Node]) -> Gate:
         def named(kinds: tuple[str, ...], side) -> tuple[str, ...]:
-            return tuple(node.target for node, kind in self.weighted if kind in kinds and self._gate(side(node)) == index)
+            return tuple(
+                node.target for node, kind in self.weighted if kind in kinds and self._gate(side(node)) == index
+            )
 
         places = dict.fromkeys(self._place(node).name for node in producers)
         return Gate(

@@ -11,7 +11,6 @@ at the very least brings it above the best complete candidate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -33,13 +32,16 @@ class SearchSettings:
     """Settings of the sub-network search."""
 
     strategy: Literal["greedy", "uniform"] = "greedy"  # uniform: one rate for all gates, filters by filter_score
-    knowledge: Literal["none", "single", "ensemble"] = "ensemble"  # second term of the score: off, full network, all met
+    knowledge: Literal["none", "single", "ensemble"] = (
+        "ensemble"  # second term of the score: off, full network, all met
+    )
     filter_score: Literal["ekg", "l1", "fpgm", "taylor"] = "ekg"  # which filters of a gate go first
     layer_score: Literal["slice", "released"] = "slice"  # released: the rule of the last public version (a quirk)
     step: Annotated[float, Field(gt=0, le=1)] = 0.2  # part of a gate's channels taken at once, over the gate's calls
     rate_decimals: Annotated[int, Field(ge=1, le=12)] = 5  # rounding in the fine search; 2: the original's coarser one
     subset_per_class: Annotated[int, Field(gt=0)] = 256  # training images a class for the epoch before the search
     validation_per_class: Annotated[int, Field(gt=0)] = 32  # training images a class that the search evaluates on
+    tuning_learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # of the epoch before the search
     batch_size: Annotated[int, Field(gt=0)] = 256  # of both; decides the statistics of batch normalisation
     activation_memory: Annotated[int, Field(ge=0)] = 1024  # MiB of activations stored for candidates
 
@@ -348,22 +350,9 @@ class _Trial:
         return Evaluation(self.gate, self.rate, self.loss / len(logits), self.score / len(logits), logits)
 
 
-def split_history(entry: dict, gated: GatedNetwork, device: torch.device | str = "cpu") -> tuple[list[Tensor], list[float]]:
+def split_history(
+    entry: dict, gated: GatedNetwork, device: torch.device | str = "cpu"
+) -> tuple[list[Tensor], list[float]]:
     """(orders, rates) of one history entry."""
     orders = entry["orders"].to(device, torch.int64).split(gated.full_counts())
     return list(orders), list(entry["rates"])
-
-
-def class_rows(labels: Iterable[int], per_class: int, *, last: bool = False, seed: int = 1) -> np.ndarray:
-    """Rows of the first (or last, reversed) ``per_class`` images of every class, shuffled once with ``seed``.
-
-    As in the released code, so that the batches of D_sub and D_val are the same; a smaller class gives all it has.
-    """
-    labels = np.asarray(labels)
-    rows = []
-    for label in range(int(labels.max()) + 1):
-        of_class = np.flatnonzero(labels == label)
-        rows.append(of_class[: -per_class - 1 : -1] if last else of_class[:per_class])
-    chosen = np.hstack(rows)
-    np.random.RandomState(seed).shuffle(chosen)
-    return chosen
