@@ -20,19 +20,19 @@ os.environ.setdefault("OMP_NUM_THREADS", sys.argv[2] if len(sys.argv) > 2 else "
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor  # noqa: E402
 
-from runner.methods.compression import filter_scores
-from runner.datasets.images import Images
-from runner.methods.compression.ekg_search import shuffled
-from runner.methods.compression.executor import MaskedExecutor
-from runner.methods.compression.gates import GatedNetwork
-from runner.methods.compression.search import Evaluation, Search, SearchSettings, image_losses
-from runner.models import build_model
-from runner.schema import ModelSettings
+from runner.datasets.images import Images  # noqa: E402
+from runner.methods.compression import filter_scores  # noqa: E402
+from runner.methods.compression.ekg_search import shuffled  # noqa: E402
+from runner.methods.compression.executor import MaskedExecutor  # noqa: E402
+from runner.methods.compression.gates import GatedNetwork  # noqa: E402
+from runner.methods.compression.search import Evaluation, Search, SearchSettings, image_losses  # noqa: E402
+from runner.models import build_model  # noqa: E402
+from runner.schema import ModelSettings  # noqa: E402
 
 SHARED = Path(os.environ.get("RUNNER_SHARED", ROOT.parent / "shared")) / "data"
 WEIGHTS, PICTURES = SHARED / "resnet56_cifar10_ekg.safetensors", SHARED / "cifar10_jpeg.tar.xz"
@@ -77,9 +77,8 @@ class NaiveSearch(Search):
 def network_and_images() -> tuple[torch.nn.Module, Tensor, Tensor]:
     """ResNet-56 and D_val, normalised (320, 3, 32, 32), with labels."""
     released = WEIGHTS.exists()
-    print(
-        f"weights: {'released' if released else 'random'}, images: {'CIFAR-10 (JPEG)' if PICTURES.exists() else 'random'}"
-    )
+    pictures = "CIFAR-10 (JPEG)" if PICTURES.exists() else "random"
+    print(f"weights: {'released' if released else 'random'}, images: {pictures}")
     settings = ModelSettings(
         name="resnet56", weights=str(WEIGHTS) if released else None, padding="tensorflow" if released else "auto"
     )
@@ -138,9 +137,11 @@ def main(steps: int) -> None:
         close_calls += not same and margin <= SAME_DECISION_MARGIN
         differences += not same and margin > SAME_DECISION_MARGIN
         print(
-            f"step {step}: {len(naive.scores)} candidates, gate {reference.gate} (ours {mine.gate}), margin {margin:.1e}, "
-            f"score {reference.score:.6f} (ours {mine.score:.6f}), naive {spent['naive']:.1f} s, ours {spent['ours']:.1f} s, "
-            f"ratio {spent['ours'] / spent['naive']:.2f}, skipped {ours.batches_skipped}, rate {naive.flops_rate:.4f}"
+            f"step {step}: {len(naive.scores)} candidates, gate {reference.gate} (ours {mine.gate}), "
+            f"margin {margin:.1e}, score {reference.score:.6f} (ours {mine.score:.6f}), "
+            f"naive {spent['naive']:.1f} s, ours {spent['ours']:.1f} s, ratio {spent['ours'] / spent['naive']:.2f}, "
+            f"batches skipped {ours.batches_skipped}, FLOPs rate {naive.flops_rate:.4f}",
+            flush=True,
         )
     print(f"{steps} steps: naive {seconds['naive']:.1f} s, ours {seconds['ours']:.1f} s of CPU time")
     print(f"decisions that differ: {differences} (and {close_calls} with margins below {SAME_DECISION_MARGIN})")

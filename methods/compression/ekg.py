@@ -61,7 +61,8 @@ class EKG:
     data: ClassVar[tuple[str, ...]] = EKGSearch.data
     model: ClassVar[tuple[str, ...]] = EKGSearch.model
     claim: ClassVar[str] = (
-        "About 45% of the FLOPs of ResNet-50 go without loss of accuracy; sub-networks met in the search are free teachers."
+        "About 45% of the FLOPs of ResNet-50 go without loss of accuracy; the sub-networks met in the search are free "
+        "teachers."
     )
     citation: ClassVar[str] = EKGSearch.citation
     deviations: ClassVar[tuple[str, ...]] = (

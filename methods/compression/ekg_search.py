@@ -60,7 +60,7 @@ class EKGSearch:
     )
 
     def run(self, ctx: Context) -> dict[str, float]:
-        """Returns flops_rate, params_rate, accuracy_baseline (0..1, test), steps and candidates; writes the networks met."""
+        """Returns flops_rate, params_rate, accuracy_baseline (0..1, test), steps, candidates; writes all it met."""
         network = ctx.trained_model("baseline")
         accuracy_baseline = ctx.evaluate(network)["accuracy"]
         subset, validation = search_sets(ctx, self.search)
@@ -100,8 +100,8 @@ def search_sets(ctx: Context, settings: SearchSettings) -> tuple[Images, Images]
     per_class = min(settings.validation_per_class, max(1, smallest // 2))
     if smallest < settings.subset_per_class + settings.validation_per_class:
         ctx.say(
-            f"search: the smallest class has {smallest} training images: D_val takes {per_class} a class, D_sub at most "
-            f"{min(settings.subset_per_class, smallest - per_class)} of the rest"
+            f"search: the smallest class has {smallest} training images: D_val takes {per_class} of a class, D_sub at "
+            f"most {settings.subset_per_class} of what is left"
         )
     validation = train.last_per_class(per_class)
     rest = train.take(torch.nonzero(~torch.isin(train.index, validation.index)).flatten())
@@ -135,7 +135,7 @@ def gate_network(ctx: Context, network: nn.Module) -> GatedNetwork:
 
 
 def write_search(path: Path, network: nn.Module, history: Sequence[Mapping]) -> None:
-    """The tuned full network and every network met: orders (H, channels of all gates), rates (H, gates), losses (H,)."""
+    """The tuned network and all networks met: orders (H, channels of all gates), rates (H, gates), losses (H,)."""
     tensors = {f"network.{name}": tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     tensors["history.orders"] = torch.stack([entry["orders"] for entry in history])
     tensors["history.rates"] = torch.tensor([entry["rates"] for entry in history], dtype=torch.float64)

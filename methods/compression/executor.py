@@ -167,7 +167,7 @@ class Executor:
         return (produces or node.target in _ADDITIONS) and len(node.users) == 1
 
     def _ordered(self, node: Node) -> tuple[Node, Node]:
-        """The operands of a sum, the one that may be overwritten first (the sum of two floats does not depend on it)."""
+        """The operands of a sum, one that may be overwritten first (a sum of two floats does not depend on it)."""
         left, right = node.args
         return (left, right) if self._overwritable(node, left) or not self._overwritable(node, right) else (right, left)
 

@@ -43,6 +43,7 @@ _POOLING_FUNCTIONS = {F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.lp_pool2d,
 _ADAPTIVE_POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _ADAPTIVE_POOLING_FUNCTIONS = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d}
 _PADDINGS = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
+_ELEMENTWISE, _SPATIAL = ("activation", "dropout"), ("pooling", "padding", "adaptive pooling")
 _JOINS = {operator.add, operator.iadd, torch.add, operator.mul, operator.imul, torch.mul, operator.sub, torch.sub}
 _JOIN_METHODS = {"add", "add_", "mul", "mul_", "sub", "sub_"}
 
@@ -103,8 +104,8 @@ class GatedNetwork:
             self.graph_module = GraphModule(network, Tracer().trace(network))
         except Exception as error:
             raise UserError(
-                f"the network {type(network).__name__} cannot be traced with torch.fx ({error}): pruning needs a forward "
-                "function without data-dependent control flow"
+                f"the network {type(network).__name__} cannot be traced with torch.fx ({error}): pruning needs a "
+                "forward function without data-dependent control flow"
             ) from error
         with torch.no_grad():
             ShapeProp(self.graph_module).propagate(example)
@@ -196,7 +197,7 @@ class _ChannelGroups:
         sources = node.all_input_nodes
         source = sources[0] if sources else None
         kind = _kind(node, self.modules)
-        if source is None or node.target in self.shared and node.op == "call_module":
+        if source is None or (node.op == "call_module" and node.target in self.shared):
             return self._pin(node)
         images = len(_shape(source)) == 4
         if kind == "convolution" and images:
@@ -208,9 +209,7 @@ class _ChannelGroups:
         elif kind == "linear" and len(_shape(source)) == 2:
             self._new(node, pinned=True)  # hidden linear layers have no gate of their own
             self.weighted.append((node, kind))
-        elif kind in ("activation", "dropout") and len(sources) == 1:
-            self._keep(node, source)
-        elif kind in ("pooling", "padding", "adaptive pooling") and images and len(sources) == 1:
+        elif len(sources) == 1 and (kind in _ELEMENTWISE or (kind in _SPATIAL and images)):
             self._keep(node, source)
         elif kind == "flatten" and len(sources) == 1 and len(_shape(source)) in (2, 4):
             self._keep(node, source, self.features[source] * math.prod(_shape(source)[2:]))

@@ -21,7 +21,7 @@ def choose_teachers(losses: Sequence[float], count: int) -> list[int]:
     """Indices of ``count`` networks whose losses are spread evenly from the lowest up to below the highest.
 
     Targets are L_min + k * (L_max - L_min) / count, k = 0..count-1; each takes the nearest loss that is left, so the
-    first teacher is the best one. Fewer losses than ``count`` give all of them. ``losses`` leaves out the final network.
+    first teacher is the best one. Fewer losses than ``count`` give all of them. The final network is not among them.
     """
     order = np.argsort(np.asarray(losses), kind="stable")
     ordered = np.asarray(losses, dtype=np.float64)[order]
@@ -35,7 +35,7 @@ def choose_teachers(losses: Sequence[float], count: int) -> list[int]:
 
 
 def teacher_logits(executor: SlicedExecutor, kept: Sequence[Tensor], batches: Iterable) -> Tensor:
-    """Logits (N, classes) on the CPU of one network met in the search, with batch statistics, in the order of ``batches``."""
+    """Logits (N, classes) on the CPU of one network met, with batch statistics, in the order of ``batches``."""
     weights = executor.weights(kept)
     return torch.cat([executor.forward(images, weights)[0].cpu() for images, *_ in batches])
 

@@ -63,7 +63,7 @@ class Evaluation:
 
 
 def image_losses(logits: Tensor, labels: Tensor, knowledge: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(cross-entropy to the labels, score) of every image (N,); the score adds the cross-entropy to softmax(knowledge)."""
+    """Per image (N,): cross-entropy to the labels, and the score, which adds that to softmax(knowledge)."""
     loss = F.cross_entropy(logits, labels, reduction="none")
     if knowledge is None:
         return loss, loss
@@ -101,7 +101,7 @@ class Search:
         least = gated.flops_rate([1] * len(gated.gates))
         if target_rate < least:
             raise UserError(
-                f"method.target_rate={target_rate} is out of reach: with one channel a gate {least:.4f} of the FLOPs remain"
+                f"method.target_rate={target_rate} is out of reach: one channel a gate keeps {least:.4f} of the FLOPs"
             )
         self.rates = [1.0] * len(gated.gates)
         self.orders = [torch.zeros(gate.channels, dtype=torch.int64, device=labels.device) for gate in gated.gates]
