@@ -36,6 +36,7 @@ ZOO: dict[str, ZooEntry] = {
     f"resnet{depth}": ZooEntry("runner.models.resnet:imagenet_resnet", {"depth": depth}, ("imagenet", "cifar"), 3)
     for depth in (18, 34, 50)
 }
+ZOO["resnet14_narrow"] = ZooEntry("runner.models.resnet:cifar_resnet", {"depth": 14, "width": 8}, ("cifar",), 2)
 
 
 def build_model(

@@ -14,13 +14,13 @@ from torch import Tensor, flatten, nn
 IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
-def cifar_resnet(depth: int, *, num_classes: int, in_channels: int, stem: str, padding: str) -> ResNet:
-    """ResNet of ``depth`` = 6n+2: three stages of n basic blocks, widths 16, 32, 64."""
+def cifar_resnet(depth: int, width: int = 16, *, num_classes: int, in_channels: int, stem: str, padding: str) -> ResNet:
+    """ResNet of ``depth`` = 6n+2: three stages of n basic blocks, of ``width``, twice and four times as many channels."""
     blocks = (depth - 2) // 6
     return ResNet(
         BasicBlock,
         (blocks,) * 3,
-        (16, 32, 64),
+        (width, 2 * width, 4 * width),
         num_classes=num_classes,
         in_channels=in_channels,
         stem=stem,
