@@ -33,7 +33,7 @@ LEFT_OUT = (
     "runner.code",
     "runner.api",
 )
-# Imported by name at run time, so that no import statement of a method shows it.
+# Imported by name at run time, so that no import statement of a method shows it (see also Plan.code).
 ALWAYS = ("runner.context", "runner.datasets", "runner.models")
 
 
@@ -53,6 +53,8 @@ def code_fingerprint(*targets: str | None) -> str:
         digest, imports = _read(file, module, file.stat().st_mtime_ns)
         seen[module] = digest
         waiting.extend(imports)
+        if "." in module:
+            waiting.append(module.rpartition(".")[0])  # importing it runs the packages above it
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(seen.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
