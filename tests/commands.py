@@ -53,7 +53,8 @@ class Command:
             (place / name).mkdir(parents=True, exist_ok=True)
         number = len(list(place.glob("*.out")))
         self.output = place / f"{number}.out"
-        self.output.touch()
+        for suffix in (".out", ".err"):
+            self.output.with_suffix(suffix).touch()
         self.process = forked.start(_answer, [str(a) for a in arguments], str(place), self.output.name, limits or {})
 
     def wait(self, timeout: float = 120) -> Answer:
@@ -62,7 +63,11 @@ class Command:
             self.process.kill()
             self.process.join()
             raise TimeoutError(f"the command did not end in {timeout} s")
-        return Answer(self.process.exitcode, self.output.read_text(), self.output.with_suffix(".err").read_text())
+        return Answer(self.process.exitcode, self.output.read_text(), self.shown())
+
+    def shown(self) -> str:
+        """Standard error so far."""
+        return self.output.with_suffix(".err").read_text()
 
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
