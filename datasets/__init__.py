@@ -37,7 +37,7 @@ def check_dataset(settings: DatasetSettings, data_root: str | Path, offline: boo
     _module(settings.name).check(settings, Path(data_root).expanduser(), offline)
 
 
-def fingerprint(settings: DatasetSettings) -> str | None:
+def fingerprint(name: str, path: str | None) -> str | None:
     """What ``dataset.path`` holds, for a run's key: the same content gives the same text wherever it lies.
 
     sha256 of a file or archive (cached by size and time), of the names and sizes of a folder's files; None without a
@@ -46,9 +46,9 @@ def fingerprint(settings: DatasetSettings) -> str | None:
     Raises:
         UserError: the path is missing or cannot be read.
     """
-    if settings.path is None or settings.name in CHECKSUMMED:
+    if path is None or name in CHECKSUMMED:
         return None
-    return files.fingerprint(files.user_path(settings.path))
+    return files.fingerprint(files.user_path(path))
 
 
 def load_data(settings: DatasetSettings, scale: Scale, *, data_root: str | Path, offline: bool) -> ImageData:

@@ -150,30 +150,37 @@ def decode_all(path: Path, chosen: dict[str, list[str]], size: int | None) -> di
     Raises:
         UserError: an image that cannot be decoded (named), differing or not square ones without a size, no memory.
     """
-    import psutil
     import torch
 
     places = {name: (split, row) for split, names in chosen.items() for row, name in enumerate(names)}
     pixels: dict[str, torch.Tensor] = {}
-    first = ""
+    first, side = "", size
     for name, content in archive.read_files(path, set(places)):
+        if not pixels and size is not None:
+            _check_memory(path, len(places), size)  # before the first image is enlarged
         image = _decode(path, name, content, size)
         if not pixels:
             first, side = name, image.shape[0]
             if image.shape[0] != image.shape[1]:
                 raise UserError(f"{name} is {_sides(image)} pixels, not square; set dataset.image_size")
-            need, free = len(places) * image.size, psutil.virtual_memory().available
-            if need > free:
-                raise UserError(
-                    f"{path}: {len(places)} images of {side}x{side} need {need / 2**30:.1f} GiB of memory, "
-                    f"{free / 2**30:.1f} are free; set dataset.train_size or a smaller dataset.image_size"
-                )
+            _check_memory(path, len(places), side)
             pixels = {split: torch.empty(len(chosen[split]), 3, side, side, dtype=torch.uint8) for split in chosen}
         if image.shape[:2] != (side, side):
             raise UserError(f"{name} is {_sides(image)} pixels, {first} is {side}x{side}; set dataset.image_size")
         split, row = places[name]
         pixels[split][row] = torch.from_numpy(image).permute(2, 0, 1)
     return pixels
+
+
+def _check_memory(path: Path, count: int, side: int) -> None:
+    import psutil
+
+    need, free = count * 3 * side**2, psutil.virtual_memory().available
+    if need > free:
+        raise UserError(
+            f"{path}: {count} images of {side}x{side} need {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are "
+            "free; set dataset.train_size or a smaller dataset.image_size"
+        )
 
 
 def _decode(path: Path, name: str, content: bytes, size: int | None) -> numpy.ndarray:

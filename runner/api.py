@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.errors import UserError
 from runner.storage import read_json
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> dict[str, Any]:
-    """Runs one experiment in this process, as ``runner OVERRIDES`` does; returns its result (the content of result.json).
+    """Runs one experiment in this process, as ``runner OVERRIDES`` does; returns the content of result.json.
 
     Raises:
         runner.errors.UserError, RunFailed, StopRequested.
@@ -26,18 +27,23 @@ def run(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> dict
 
 
 def results(folder: str | Path = "runs") -> pandas.DataFrame:
-    """All finished runs under ``folder``: one row each, columns by dotted name (metrics.accuracy, profile.final.flops ...).
+    """All finished runs under ``folder``: one row each, columns by dotted name (metrics.accuracy, profile.final.flops).
 
-    Needs pandas. The column ``folder`` is the run folder.
+    The column ``folder`` is the run folder. Raises UserError when pandas, an extra, is not installed.
     """
-    import pandas
+    try:
+        import pandas
+    except ModuleNotFoundError:
+        raise UserError(
+            "runner.results needs pandas, which is not installed: pip install 'paper-runner[results]'"
+        ) from None
 
     rows = [{**dict(_flat(result)), "folder": str(path.parent)} for path, result in _stored(Path(folder))]
     return pandas.DataFrame(rows)
 
 
 def load(path: str | Path) -> nn.Module:
-    """The network that a run produced: ``path`` is the run folder or its artifacts/model; see ``runner.product.load``."""
+    """The network that a run produced; ``path`` is the run folder or its artifacts/model (``runner.product.load``)."""
     from runner.product import load as load_product
 
     return load_product(path)

@@ -98,8 +98,7 @@ def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cel
                 if result is None:
                     parent.say(f"{as_role}: runs as {planned.name}/{planned.key}")
                     with randomness.preserved():
-                        launch = Launch(parent.device, parent.launch.progress, parent.launch.stop_requested)
-                        result = run_locked(check(planned), launch, prefix=f"{as_role}: ")
+                        result = run_locked(check(planned), parent.launch, prefix=f"{as_role}: ")
         except Locked as busy:
             if busy.folder != folder.path:
                 raise

@@ -14,8 +14,11 @@ from runner.errors import UserError, did_you_mean, nearest
 
 # Hydra's own keys that mean something here; folders and logging are the runner's business.
 HYDRA_PREFIXES = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
+LABELS = ("method.name", "scale.name", "recipe.name")  # results are filed under these; they are what was chosen
 COMMAND_LINE = " (set on the command line)"
-_OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=@]+)(?P<package>@[^=]*)?(?:=(?P<value>.*))?", re.DOTALL)
+_OVERRIDE = re.compile(
+    r"(?P<sign>\+\+|\+|~)?(?P<key>\w[\w$-]*(?:[./]\w[\w$-]*)*)(?P<package>@[^=]*)?(?:=(?P<value>.*))?", re.DOTALL
+)
 
 
 @dataclass
@@ -64,7 +67,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     chosen = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
     with open_dict(cfg):
         del cfg["hydra"]
-    _check_duplicates(chosen, path)
+    _check_files(cfg, chosen, path)
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -89,14 +92,17 @@ def _check_words(overrides: Iterable[str], path: Sequence[Path]) -> None:
         key, value = match["key"], match["value"]
         if key.startswith(("hydra.", "hydra/")) or key == "hydra":
             _check_hydra_key(key)
+        elif key in LABELS:
+            group = key.partition(".")[0]
+            raise UserError(f"'{word}': {key} says what was run and follows the choice {group}=NAME{COMMAND_LINE}")
         elif key in groups and match["sign"] != "~":
             name = value.strip()
-            if not name or (name in ("null", "None") and key in defaults):
+            if not name or name[0] == "[" or (name in ("null", "None", "???") and key in defaults):
                 known = registry.choices(key, path)
                 names = ", ".join(known) if len(known) <= 12 else f"`runner list {registry.PLURALS.get(key, key)}`"
                 raise UserError(f"'{word}' names no {key}{COMMAND_LINE}; choose one of: {names}")
             plain = re.fullmatch(r"[\w./-]+", name)
-            if plain and name != "null" and name not in registry.choices(key, path):
+            if plain and name != "null" and not registry.choice_file(key, name, path):
                 raise registry.unknown_choice(key, name, path, COMMAND_LINE)
         elif key in groups and key in defaults:
             raise UserError(f"'{word}': a run needs a {key}; choose another with {key}=NAME{COMMAND_LINE}")
@@ -141,10 +147,8 @@ def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException, OverrideParseException
+    from hydra.errors import OverrideParseException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     quoted = ",".join('"file://{}"'.format(str(folder).replace('"', '\\"')) for folder in path[1:])
     extra = [f"hydra.searchpath=[{quoted}]"] if quoted else []
@@ -161,9 +165,11 @@ def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
     try:
         return composed(overrides)
     except OverrideParseException as error:
-        reason = _first_line(error)
-        raise UserError(f"malformed override '{error.override}': {reason}{COMMAND_LINE}") from None
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        lines = [line for line in str(error).splitlines() if not line.startswith(("Error parsing override", "See "))]
+        reason = f"{lines[0]}; " if lines and not lines[0].startswith("Lexer") else ""
+        cure = f"text with special characters needs quotes: \"{error.override.partition('=')[0]}='...'\""
+        raise UserError(f"malformed override {error.override}: {reason}{cure}{COMMAND_LINE}") from None
+    except Exception as error:  # Hydra meets odd overrides with TypeError, AttributeError and the like, too
         problem = error
     # Which override it was: compose the choices alone, then look every other key up in what they give.
     parsed, groups = _parse(overrides), registry.groups(path)
@@ -180,7 +186,7 @@ def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
             raise UserError(f"write {override.input_line[1:]} without +: every run has a {override.key_or_group}")
     try:
         base = composed(choices)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+    except Exception as error:
         raise _file_problem(error, choices, path) from None
     valid = _keys(OmegaConf.to_container(base))
     for override in parsed:
@@ -196,7 +202,7 @@ def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
             raise _unknown_key(key, valid, groups, override.input_line)
         try:
             composed([*choices, override.input_line])
-        except (HydraException, OmegaConfBaseException) as error:
+        except Exception as error:
             raise UserError(f"'{override.input_line}': {_first_line(error)}{COMMAND_LINE}") from None
     raise UserError(_first_line(problem))
 
@@ -222,7 +228,7 @@ def _file_problem(error: Exception, choices: list[str], path: Sequence[Path]) ->
             if file.is_file():
                 registry.read_yaml(file)
                 for other, choice in registry.default_choices(registry.read_yaml(file)).items():
-                    if other in registry.groups(path) and choice not in registry.choices(other, path):
+                    if other in registry.groups(path) and not registry.choice_file(other, choice, path):
                         return registry.unknown_choice(other, choice, path, f" (set in {registry.display(file)})")
     for folder in path:
         for file in sorted(folder.rglob("*.yaml")):
@@ -230,13 +236,15 @@ def _file_problem(error: Exception, choices: list[str], path: Sequence[Path]) ->
     return UserError(f"the config cannot be composed: {_first_line(error)}")
 
 
-def _check_duplicates(chosen: dict[str, str], path: Sequence[Path]) -> None:
-    """Hydra takes the first file of a name silently; two files of one name are a mistake that changes results."""
+def _check_files(cfg: Any, chosen: dict[str, str], path: Sequence[Path]) -> None:
+    """Two files of one name (Hydra takes the first silently), and a file that calls itself by another name."""
     for group, name in chosen.items():
         relative = f"{group.partition('@')[0]}/{name}.yaml"
         files = [folder / relative for folder in path if (folder / relative).is_file()]
         if len(files) > 1:
             raise UserError(f"{files[1]} has the name of {registry.display(files[0])}: rename yours")
+        if files and f"{group}.name" in LABELS and cfg.get(group, {}).get("name") != name:
+            raise UserError(f"{registry.display(files[0])}: {group}.name must be '{name}', as the file is called")
 
 
 def _keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -255,7 +263,7 @@ def _unknown_key(key: str, valid: dict[str, Any], groups: Iterable[str] = (), wo
     section, _, last = key.rpartition(".")
     if word and valid.get(section) == {}:  # an open mapping such as model.arguments
         return UserError(f"'{key}' is new in {section}: write +{word}{where}")
-    names = [*valid, *groups]
+    names = list(dict.fromkeys([*valid, *groups]))
     close = [name for name in names if name.endswith(f".{key}")]
     if not close:
         siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}

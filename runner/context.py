@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +39,7 @@ class Launch:
     device: torch.device
     progress: Progress
     stop_requested: Callable[[], bool]
+    search_path: Sequence[Path]  # where configs of methods are found, the user's included
 
 
 class Context:
@@ -118,6 +119,8 @@ class Context:
         if origin is not None and origin.normalisation is not None:
             mean, std = (torch.tensor(origin.normalisation[name]) for name in ("mean", "std"))
             data.normalisation = Normalisation(mean, std)
+        for split in ("train", "validation", "test"):  # small sets live on the device
+            setattr(data, split, getattr(data, split).to(self.device))
         self.say(
             f"data {data.display_name}: {len(data.train)} train, {len(data.validation)} validation, "
             f"{len(data.test)} test, {data.num_classes} classes, {data.image_size}x{data.image_size}"
@@ -188,7 +191,7 @@ class Context:
 
         if self.settings.model.weights is not None:
             return self.model()
-        cell = run_cell(self, role_config(self.config, role), as_role=role)
+        cell = run_cell(self, role_config(self.config, role, self.launch.search_path), as_role=role)
         return self._placed(load(cell.folder / "artifacts" / "model"))
 
     def cell(
@@ -207,7 +210,9 @@ class Context:
         from runner.cells import run_cell
         from runner.plan import cell_config
 
-        return run_cell(self, cell_config(self.config, method, fields, recipe), as_role=role or method)
+        return run_cell(
+            self, cell_config(self.config, method, fields, recipe, self.launch.search_path), as_role=role or method
+        )
 
     def save_model(self, model: nn.Module) -> None:
         """Writes the product: artifacts/model/ with weights, architecture and an exported program."""
@@ -265,7 +270,7 @@ class Context:
 
         def measure() -> dict[str, Any]:
             counts = count(model, shape)
-            seconds = 0.02 if self.scale.name == "smoke" else 0.5
+            seconds = 0.0 if self.scale.name == "smoke" else 0.5
             latency = latency_ms(model, shape, self.device, seconds=seconds)
             return {"params": counts.params, "flops": counts.flops, "latency_ms": latency}
 

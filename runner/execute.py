@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +25,17 @@ def execute(composed: Composed) -> Path:
     """
     planned = plan(composed.config, composed.origin)
     demonstration = demonstration_line(composed)
-    if demonstration:
-        say(demonstration)
     stored = planned.folder.result()
     if stored is not None and not planned.config["force"]:
+        say(demonstration)
         answer_stored(planned, stored)
     else:
-        run_planned(planned)
-    if demonstration:
-        say(demonstration)
+        run_planned(planned, demonstration, composed.search_path)
+    say(demonstration)
     return planned.folder.result_path
 
 
-def run_planned(planned: Plan) -> dict[str, Any]:
+def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> dict[str, Any]:
     """Runs a plan in this process: checks it, locks its folder, shows its progress and closing table."""
     with stop_signals() as stop_requested:
         from runner.cells import check, run_locked
@@ -48,6 +47,7 @@ def run_planned(planned: Plan) -> dict[str, Any]:
         device = resolve_device(checked.settings.hardware.device)
         folder = planned.folder
         folder.create()
+        say(first_line)
         progress = Progress()
         try:
             with folder.lock():
@@ -55,7 +55,7 @@ def run_planned(planned: Plan) -> dict[str, Any]:
                     folder.clear()
                 progress.say(f"{planned.name}/{planned.key} in {folder.path}")
                 progress.say(f"hardware: {hardware_summary(device)}")
-                result = run_locked(checked, Launch(device, progress, stop_requested))
+                result = run_locked(checked, Launch(device, progress, stop_requested, search_path))
         except StopRequested as stop:
             raise StopRequested(f"stopped {stop}; the state is saved, the same command goes on") from None
         finally:
@@ -74,13 +74,14 @@ def answer_stored(planned: Plan, result: dict[str, Any]) -> None:
     say(closing_table(result))
 
 
-def demonstration_line(composed: Composed) -> str | None:
+def demonstration_line(composed: Composed) -> str:
     """At desk and smoke scale: that this is not the paper's protocol, and the command that is."""
     scale = composed.config["scale"]["name"]
     if scale == "paper":
-        return None
-    words = [word for word in composed.overrides if not word.startswith("scale=")]
-    command = " ".join(["runner", *words, "scale=paper"])
+        return "scale=paper: the paper's own recipe"
+    folders = [f"--config-dir {shlex.quote(str(folder))}" for folder in composed.search_path[1:]]
+    words = [shlex.quote(word) for word in composed.overrides if not word.startswith("scale=")]
+    command = " ".join(["runner", *folders, *words, "scale=paper"])
     return f"scale={scale}: a demonstration, not the paper's protocol; the paper's own recipe: {command}"
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from runner.code import code_fingerprint
@@ -62,7 +61,7 @@ def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     if config["dataset"].get("path"):
         from runner.datasets import fingerprint
 
-        content = fingerprint(SimpleNamespace(**config["dataset"]))
+        content = fingerprint(config["dataset"]["name"], config["dataset"]["path"])
         if content is not None:
             found["dataset.path"] = content
     if config["model"].get("weights"):
@@ -94,7 +93,7 @@ def added_later() -> dict[str, Any]:
     return read_yaml(package_conf() / "added_later.yaml")
 
 
-def role_config(config: Mapping[str, Any], role: str) -> dict[str, Any]:
+def role_config(config: Mapping[str, Any], role: str, search_path: Sequence[Path]) -> dict[str, Any]:
     """The config of the `supervised` run that trains the network of ``role``: its section's seed, recipe and model."""
     section = config.get(role)
     if not isinstance(section, Mapping):
@@ -103,25 +102,28 @@ def role_config(config: Mapping[str, Any], role: str) -> dict[str, Any]:
         )
     base = {name: value for name, value in config.items() if name in BASE}
     changes = {name: section[name] for name in ("seed", "recipe", "model") if name in section}
-    return {**base, **changes, "method": _method_section("supervised")}
+    return {**base, **changes, "method": _method_section("supervised", search_path)}
 
 
 def cell_config(
-    config: Mapping[str, Any], method: str, fields: Mapping[str, Any], recipe: Mapping[str, Any] | None
+    config: Mapping[str, Any],
+    method: str,
+    fields: Mapping[str, Any],
+    recipe: Mapping[str, Any] | None,
+    search_path: Sequence[Path],
 ) -> dict[str, Any]:
     """The config of another method as a cell: model, dataset, scale, precision, seed and roles as here."""
-    changes = {"method": {**_method_section(method), **fields}}
+    changes = {"method": {**_method_section(method, search_path), **fields}}
     if recipe is not None:
         changes["recipe"] = dict(recipe)
     return {**config, **changes}
 
 
-def _method_section(name: str) -> dict[str, Any]:
+def _method_section(name: str, search_path: Sequence[Path]) -> dict[str, Any]:
     """The section ``method`` of a method's YAML, its paper settings."""
-    from runner.registry import methods, read_yaml, search_path, unknown_choice
+    from runner.registry import methods, read_yaml, unknown_choice
 
-    path = search_path()
-    known = methods(path)
+    known = methods(search_path)
     if name not in known:
-        raise unknown_choice("method", name, path)
+        raise unknown_choice("method", name, search_path)
     return dict(read_yaml(known[name])["method"])

@@ -61,6 +61,8 @@ class Progress:
         phase = self._open.pop() if self._open else None
         if phase is None or self._open:
             return
+        if self._bar is not None:
+            self._draw(visible=False)  # until the next phase begins
         parts = [f"{phase.step} step{'s' * (phase.step != 1)}"] if phase.step else []
         parts += [format_values(phase.values)] if phase.values else []
         self.say(f"{phase.name}: finished in {format_seconds(seconds)}" + "".join(f", {part}" for part in parts))
@@ -96,17 +98,15 @@ class Progress:
                 self.say(phase.line(now))
         elif self._bar is not None and (begins or now >= self._due):
             self._due = now + self._interval
-            try:
-                self._bar.tasks[0].total = phase.total  # update() takes None for "unchanged"
-                self._bar.update(
-                    self._task,
-                    description=phase.name,
-                    completed=phase.step,
-                    status=phase.line(now, name=False),
-                    refresh=True,
-                )
-            except (OSError, ValueError):
-                self._silence()
+            self._bar.tasks[0].total = phase.total  # update() takes None for "unchanged"
+            status = phase.line(now, name=False)
+            self._draw(visible=True, description=phase.name, completed=phase.step, status=status)
+
+    def _draw(self, **changes: Any) -> None:
+        try:
+            self._bar.update(self._task, refresh=True, **changes)
+        except (OSError, ValueError):
+            self._silence()
 
     def _show_bar(self) -> None:
         from rich.console import Console

@@ -73,6 +73,12 @@ def choices(group: str, path: Sequence[Path]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def choice_file(group: str, name: str, path: Sequence[Path]) -> Path | None:
+    """The YAML file of one choice, without reading the folders."""
+    files = (folder / group / f"{name}.yaml" for folder in path)
+    return next((file for file in files if file.is_file()), None)
+
+
 def unknown_choice(group: str, name: str, path: Sequence[Path], where: str = "") -> UserError:
     """The error for a name that a group does not have."""
     plural = PLURALS.get(group)
@@ -85,7 +91,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(file.read_text(encoding="utf-8"), _loader())
     except yaml.MarkedYAMLError as error:
         raise invalid_yaml(file, error) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -93,6 +99,23 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{display(file)}: expected a mapping of keys to values")
     return content or {}
+
+
+@cache
+def _loader() -> type:
+    """The C loader, with OmegaConf's reading of scalars: 1e-4 is a number, a date is text."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        pass
+
+    Loader.yaml_implicit_resolvers = {
+        first: [item for item in resolvers if item[0] != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in Loader.yaml_implicit_resolvers.items()
+    }
+    exponent = re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789"))
+    return Loader
 
 
 def invalid_yaml(file: Path, error: Any) -> UserError:
@@ -150,13 +173,13 @@ def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, A
     asked = dict(word.split("=", 1) for word in overrides if "=" in word)
     asked = {group: name for group, name in asked.items() if group in groups(path)}
     exact &= set(asked) <= set(chosen)
-    method_file = methods(path).get(asked.get("method", chosen["method"]))
+    method_file = choice_file("method", asked.get("method", chosen["method"]), path)
     chosen |= default_choices(read_yaml(method_file)) if method_file else {}
     chosen |= asked
     tree.pop("defaults")
     overlay = f"recommended/{chosen['method']}"
     for group, name in [*chosen.items(), (overlay, chosen["scale"])]:
-        file = choices(group, path).get(name)
+        file = choice_file(group, name, path)
         if file is None:
             exact &= group == overlay
             continue
@@ -215,10 +238,9 @@ def describe(name: str, path: Sequence[Path]) -> Description:
 
     Raises UserError for an unknown name and for a YAML file without a target.
     """
-    known = methods(path)
-    if name not in known:
+    file = choice_file("method", name, path)
+    if file is None:
         raise unknown_choice("method", name, path)
-    file = known[name]
     section = read_yaml(file).get("method")
     target = section.get("target") if isinstance(section, dict) else None
     if not isinstance(target, str) or target.count(":") != 1:

@@ -12,11 +12,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pydantic import Field
+
 from runner import registry, schema
 from runner.errors import UserError, did_you_mean
 
 Origin = Callable[[str], str]  # dotted key -> 'on the command line' or 'in FILE' (runner.compose.Composed.origin)
-ROLE_KEYS = {"seed", "recipe"}  # a top-level section of another name with these keys describes a trained network
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and scikit-learn take
+
+
+@dataclass(kw_only=True)
+class Role:
+    """A trained network that a method starts from: a top-level section under any name, with the run's own values for
+    what it leaves out."""
+
+    seed: Seed = 0
+    recipe: schema.Recipe = None  # absent is allowed, null is not: defaults are not checked
+    model: schema.ModelSettings = None
 
 
 @dataclass(kw_only=True)
@@ -31,7 +45,7 @@ class Settings:
     tracking: schema.Tracking
     paths: schema.Paths
     checkpoint: schema.Checkpoint
-    seed: schema.NotNegative
+    seed: Seed
     precision: Literal["float32", "bfloat16"]
     force: bool
     allow_code_change: bool
@@ -42,14 +56,16 @@ class Settings:
 def validate(config: dict[str, Any], origin: Origin | None = None) -> Settings:
     """Check every section but ``method`` by type and range; unknown keys are refused.
 
-    Whole numbers are accepted where a float is meant, nothing else is converted. Top-level sections that describe a
-    trained network (only the keys ``seed`` and ``recipe``) pass. Raises UserError.
+    Whole numbers are accepted where a float is meant, nothing else is converted. Another top-level section must
+    describe a trained network (``Role``). Raises UserError.
     """
     names = {item.name for item in dataclasses.fields(Settings)}
     known = {key: value for key, value in config.items() if key in names}
     for key, value in config.items():
-        if key not in names and not (isinstance(value, dict) and value and set(value) <= ROLE_KEYS):
-            raise _unknown(key, key, names, origin)
+        if key not in names:
+            if not isinstance(value, dict) or not {"seed", "recipe", "model"} & set(value):
+                raise _unknown(key, key, names, origin)
+            _build(Role, value, key, origin)
     return _build(Settings, known, "", origin)
 
 
@@ -95,6 +111,8 @@ def load_target(target: str, key: str = "method.target") -> Any:
 def _missing_module(key: str, target: str, module_name: str, missing: str) -> str:
     if module_name == missing or module_name.startswith(f"{missing}."):
         return f"{key}: no module '{missing}' (for '{target}'): install its package or start in the folder that has it"
+    if missing.partition(".")[0] == module_name.partition(".")[0]:
+        return f"{key}: importing {module_name} fails: it has no module '{missing}'"
     source = registry.source_file(module_name)
     extra = (
         re.search(r"^EXTRA = [\"']([\w-]+)[\"']", source.read_text(encoding="utf-8"), re.MULTILINE) if source else None
@@ -168,7 +186,8 @@ def _message(cls: type, values: Any, prefix: str, problems: list[Any], origin: O
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return repr(value)
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _inner(annotation: Any, part: str | int) -> Any:

@@ -105,6 +105,7 @@ def forward(folder: Path, mode: str, ended: threading.Event, tell: Any) -> None:
             disable_code=True,
             disable_job_creation=True,
             x_save_requirements=False,
+            symlink=False,
             x_disable_stats=not online,
             x_stats_pid=about["pid"],
             init_timeout=30,

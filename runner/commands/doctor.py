@@ -40,7 +40,7 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
 
 def _findings(settings: Settings, composed: Composed) -> Iterator[Line]:
     yield OK, "python", f"{platform.python_version()} at {sys.executable}"
-    yield from _torch()
+    yield from _torch(settings.hardware.device)
     yield from _datasets(settings, composed)
     yield from _tracking(settings)
     yield _disk("run folders", settings.paths.runs, "paths.runs")
@@ -48,7 +48,7 @@ def _findings(settings: Settings, composed: Composed) -> Iterator[Line]:
     yield OK, "config folders", ", ".join(map(str, composed.search_path))
 
 
-def _torch() -> Iterator[Line]:
+def _torch(device: str) -> Iterator[Line]:
     try:
         import torch
     except ImportError as error:
@@ -71,7 +71,11 @@ def _torch() -> Iterator[Line]:
     if torch.backends.mps.is_available():
         yield OK, "device", "mps: Apple GPU"
     if not gpus:
-        yield ABSENT, "device", f"cuda: no GPU seen by torch (built for CUDA {torch.version.cuda or 'none'})"
+        yield (
+            MISSING if device == "cuda" else ABSENT,
+            "device",
+            f"cuda: no GPU seen by torch (built for CUDA {torch.version.cuda or 'none'})",
+        )
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield OK, "threads", f"{torch.get_num_threads()} used by torch, {usable} usable cores (hardware.threads=N)"
 

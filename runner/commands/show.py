@@ -25,11 +25,11 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
     method = registry.describe(name, path)
     _head(method)
     _settings(method, path)
-    tables = [table for table in registry.choices("table", path) if table.split("/")[0] == name]
+    tables = registry.choices(f"table/{name}", path)
     if tables:
         print("\nTables")
-        for table in tables:
-            print(f"  {table}  {registry.read_yaml(registry.choices('table', path)[table]).get('title', '')}".rstrip())
+    for table, file in tables.items():
+        print(f"  {name}/{table}  {registry.read_yaml(file).get('title', '')}".rstrip())
     if method.citation:
         print("\nCitation")
         print(textwrap.indent(textwrap.dedent(method.citation).strip(), "  "))
@@ -67,21 +67,19 @@ def _settings(method: registry.Description, path: Sequence[Path]) -> None:
     """A table setting x scale from the YAML files alone; a value that a scale does not change is left blank."""
     own = registry.read_yaml(method.config)
     chosen = registry.default_choices(registry.read_yaml(registry.package_conf() / "config.yaml"))
-    mine = registry.default_choices(own)
-    chosen |= mine
+    chosen |= registry.default_choices(own)
     print("\nRuns on")
     print("  " + "  ".join(f"{group}={chosen[group]}" for group in ("model", "dataset", "recipe") if group in chosen))
     values: dict[str, Any] = {}
-    recipes = registry.choices("recipe", path)
-    if chosen.get("recipe") in recipes:
-        values |= registry.flatten({"recipe": registry.read_yaml(recipes[chosen["recipe"]])})
+    if recipe := registry.choice_file("recipe", chosen["recipe"], path):
+        values |= registry.flatten({"recipe": registry.read_yaml(recipe)})
     values |= {k: v for k, v in registry.flatten(own) if k.partition(".")[0] != "defaults"}
     for hidden in ("method.name", "method.target", "recipe.name"):
         values.pop(hidden, None)
-    recommended = registry.choices(f"recommended/{method.name}", path)
     overlays = {}
     for scale in SCALES[1:]:
-        tree = registry.read_yaml(recommended[scale]) if scale in recommended else {}
+        file = registry.choice_file(f"recommended/{method.name}", scale, path)
+        tree = registry.read_yaml(file) if file else {}
         overlays[scale] = {k: v for k, v in registry.flatten(tree) if k.partition(".")[0] != "defaults"}
     keys = list(dict.fromkeys([*values, *overlays["desk"], *overlays["smoke"]]))
     rows = [("Settings", *SCALES)]

@@ -148,14 +148,15 @@ class TestUserConfigs:
             ("- a\n", "shrinkage.yaml: expected a mapping"),
             ("method: {name: a, name: b}\n", "found duplicate key name"),
             (
-                "# @package _global_\ndefaults:\n  - override /model: nosuch\nmethod: {name: a}\n",
+                "# @package _global_\ndefaults:\n  - override /model: nosuch\nmethod: {name: shrinkage}\n",
                 "unknown model 'nosuch'",
             ),
             (
-                "# @package _global_\nmethod:\n  name: a\n  rate: ???\n",
+                "# @package _global_\nmethod:\n  name: shrinkage\n  rate: ???\n",
                 "method.rate has no value: add method.rate=VALUE",
             ),
-            ("# @package _global_\nmethod: {name: a, rate: '${nothing}'}\n", "'nothing' not found"),
+            ("# @package _global_\nmethod: {name: other}\n", "method.name must be 'shrinkage'"),
+            ("# @package _global_\nmethod: {name: shrinkage, rate: '${nothing}'}\n", "'nothing' not found"),
         ],
     )
     def test_broken_files_are_named(self, user_configs, text, expected):

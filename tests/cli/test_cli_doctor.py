@@ -14,7 +14,12 @@ def _no_account(monkeypatch, tmp_path):
 
 
 def lines(out):
-    return {(line.split()[0], line[9:23].strip()): line[24:] for line in out.splitlines()}
+    """(status, what) -> texts, joined."""
+    found = {}
+    for line in out.splitlines():
+        key = (line.split()[0], line[9:23].strip())
+        found[key] = found.get(key, "") + line[24:] + "\n"
+    return found
 
 
 def test_a_complete_machine(tmp_path, capsys):
@@ -46,6 +51,14 @@ def test_what_stops_a_run_is_missing(tmp_path, capsys):
     assert "paths.runs=DIR" in found["MISSING", "run folders"]
     assert ("MISSING", "W&B login") in found
     assert "MISSING" in err
+
+
+def test_a_gpu_that_was_asked_for(tmp_path, capsys):
+    import torch
+
+    status = "ok" if torch.cuda.is_available() else "MISSING"
+    assert main(["doctor", "hardware=gpu", f"paths.runs={tmp_path}"]) == (status != "ok")
+    assert "cuda" in lines(capsys.readouterr().out)[status, "device"]
 
 
 def test_a_data_set_that_may_not_be_downloaded(tmp_path, capsys):

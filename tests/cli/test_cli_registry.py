@@ -36,6 +36,18 @@ def test_describe_imports_nothing(user_configs):
     assert described.family == "my_shrinkage"
 
 
+def test_yaml_is_read_as_hydra_reads_it(tmp_path):
+    from omegaconf import OmegaConf
+
+    text = (
+        "a: 1e-4\nb: 1.5e3\nc: 2024-01-01\nd: 1_000\ne: .5\nf: 1.\ng: 3e\nh: on\ni: 0x1F\nj: .inf\nk: 1e5x\nl: -2E+3\n"
+    )
+    (tmp_path / "scalars.yaml").write_text(text)
+    files = [tmp_path / "scalars.yaml", *registry.package_conf().rglob("*.yaml")]
+    for file in files:
+        assert registry.read_yaml(file) == OmegaConf.to_container(OmegaConf.load(file)), file
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [

@@ -59,7 +59,7 @@ def test_sections_are_typed(config):
         ("recipe.optimizer", 3, "recipe.optimizer: expected a mapping of keys to values, got 3"),
         ("tracking.project", 3, "tracking.project: expected a text, got 3"),
         ("model.stem", 5, "model.stem: expected one of auto, imagenet, cifar, got 5"),
-        ("seed", -1, "seed: expected an integer >= 0, got -1"),
+        ("seed", -1, "seed: expected an integer >= 0 and < 4294967296, got -1"),
         ("precision", "float64", "precision: expected one of float32, bfloat16, got 'float64'"),
     ],
 )
@@ -87,9 +87,17 @@ def test_unknown_and_missing_keys(config):
     assert message(validate, without) == "recipe.epochs: no value is set; expected an integer > 0"
 
 
-def test_sections_of_trained_networks_pass(config):
-    validate(config | {"baseline": {"seed": 3, "recipe": {"epochs": 2}}})
-    assert "unknown key 'baseline'" in message(validate, config | {"baseline": {"seed": 3, "recipee": {}}})
+def test_sections_of_trained_networks(config):
+    recipe = config["recipe"]
+    validate(config | {"baseline": {"seed": 3, "recipe": recipe}, "teacher": {"model": config["model"]}})
+    for section, expected in [
+        ({"recipe": changed(recipe, "epochs", 0)}, "baseline.recipe.epochs: expected an integer > 0, got 0"),
+        ({"recipe": {"epochs": 1}}, "baseline.recipe.name: no value is set; expected a text (and "),
+        ({"seed": 0, "recipee": recipe}, "unknown key 'baseline.recipee'; did you mean recipe?"),
+        ({"recipe": None}, "baseline.recipe: expected a mapping of keys to values, got null"),
+        ({"sead": 0}, "unknown key 'baseline'"),
+    ]:
+        assert message(validate, config | {"baseline": section}).startswith(expected)
 
 
 def test_one_section():
@@ -183,6 +191,9 @@ class TestTargets:
         (tmp_path / "needs_extra.py").write_text('EXTRA = "graph"\nimport nosuchpackage.inner\n')
         assert "pip install 'paper-runner[graph]'" in message(load_target, "needs_extra:X")
         (tmp_path / "needs_other.py").write_text("import nosuchpackage.inner\n")
+        (tmp_path / "own_package").mkdir()
+        (tmp_path / "own_package" / "broken.py").write_text("import own_package.nosuch\n")
+        assert "fails: it has no module 'own_package.nosuch'" in message(load_target, "own_package.broken:X")
         assert "pip install nosuchpackage" in message(load_target, "needs_other:X")
         (tmp_path / "broken_module.py").write_text("1 / 0\n")
         assert "importing broken_module fails: ZeroDivisionError" in message(load_target, "broken_module:X")

@@ -254,3 +254,10 @@ def test_views_are_drawn_apart_and_belong_to_one_image():
     plain = next(make_batches(8, 8, views=2).iterate(0))
     assert torch.equal(plain.images[:, 0], plain.images[:, 1])
     assert torch.equal(plain.images[:, 0], batches.images.images[plain.index].float())
+
+
+def test_an_empty_part_works():
+    empty = make_images([0, 1]).take(torch.tensor([], dtype=torch.int64))
+    assert len(empty.first_per_class(3)) == len(empty.last_per_class(3)) == 0
+    batches = Batches(empty, UNIT, 4, shuffle=True, augmentation=MOVING)
+    assert len(batches) == len(list(batches.iterate(0))) == 0

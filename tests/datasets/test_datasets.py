@@ -1,0 +1,77 @@
+"""What holds for every data set: names, light checks, configs, limits of the scales."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from pydantic import TypeAdapter
+
+from runner.datasets import MODULES, check_dataset, load_data
+from runner.errors import UserError
+from runner.schema import AugmentationSettings, DatasetSettings
+
+CONFIGS = Path(__file__).parents[2] / "conf" / "dataset"
+
+
+def test_an_unknown_name():
+    with pytest.raises(UserError, match="did you mean digits"):
+        check_dataset(DatasetSettings(name="digit"), "data", offline=True)
+
+
+def test_checks_import_nothing_heavy():
+    code = """
+import sys
+from runner.datasets import MODULES, check_dataset, fingerprint
+from runner.errors import UserError
+from types import SimpleNamespace
+for name in MODULES:
+    settings = SimpleNamespace(name=name, path=sys.argv[1] if name == "image_folder" else None)
+    try:
+        check_dataset(settings, "nowhere", True)
+        fingerprint(settings.name, settings.path)
+    except UserError:
+        pass
+print(sorted({"torch", "torchvision", "numpy", "sklearn", "PIL", "safetensors", "pydantic"} & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", code, __file__], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_set_has_a_whole_and_valid_config(name):
+    config = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    assert set(config) == set(DatasetSettings.__dataclass_fields__)
+    assert set(config["augmentation"]) == set(AugmentationSettings.__dataclass_fields__)
+    assert TypeAdapter(DatasetSettings).validate_python(config).name == name
+
+
+def test_every_config_has_a_module():
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(MODULES)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "wished", "expected"),
+    [
+        ("paper", None, None, 1442),
+        ("desk", 500, None, 500),
+        ("desk", 500, 700, 700),  # an explicit wish is not trimmed
+        ("desk", 5000, None, 1442),
+        ("smoke", 40, 700, 40),
+        ("smoke", 40, 20, 20),
+    ],
+)
+def test_sizes(scale, name, limit, wished, expected):
+    settings = DatasetSettings(name="digits", train_size=wished)
+    data = load_data(settings, scale(name, limit), data_root="unused", offline=True)
+    assert len(data.train) == expected
+    counts = torch.bincount(data.train.labels, minlength=10)
+    if expected < 1442:
+        assert counts.tolist() == [expected // 10] * 10
+
+
+def test_too_many_wished(scale):
+    with pytest.raises(UserError, match=r"dataset\.test_size=400, but digits has 355 test images"):
+        load_data(DatasetSettings(name="digits", test_size=400), scale("desk"), data_root="unused", offline=True)
