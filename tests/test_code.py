@@ -1,6 +1,7 @@
 """The code fingerprint follows what a method imports, and nothing else."""
 
 import importlib
+import sys
 
 import pytest
 
@@ -30,21 +31,14 @@ def package(tmp_path, monkeypatch):
         (folder / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    _forget()
     yield folder
-    _forget()
-
-
-def _forget() -> None:
-    """A command reads the code once; a test stands for several commands."""
-    code._source.cache_clear()
-    code._read.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fingerprinted"]:
+        del sys.modules[name]
 
 
 def changed(path) -> bool:
     before = code_fingerprint(TARGET)
     path.write_text(path.read_text() + "\nchanged = 2\n")
-    _forget()
     return code_fingerprint(TARGET) != before
 
 
@@ -61,7 +55,6 @@ def test_a_module_that_it_does_not_import_does_not(package, name):
 def test_a_module_that_takes_the_place_of_another_counts(package):
     before = code_fingerprint(TARGET)
     (package / "near.py").rename(package / "elsewhere.py")
-    _forget()
     assert code_fingerprint(TARGET) != before
 
 
@@ -96,3 +89,17 @@ def test_the_network_of_the_user_enters(package, monkeypatch):
     seen = covered(monkeypatch, plan(config).code)
     assert "fingerprinted.deep.beside" in seen
     assert "runner.models.resnet" not in seen
+
+
+def test_a_package_in_the_working_directory_is_found(package, monkeypatch):
+    before = code_fingerprint(TARGET)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(package.parent)])
+    monkeypatch.chdir(package.parent)
+    importlib.invalidate_caches()
+    assert code_fingerprint(TARGET) == before
+
+
+def test_it_is_the_same_before_and_after_the_import(package):
+    before = code_fingerprint(TARGET)
+    importlib.import_module("fingerprinted.near")
+    assert code_fingerprint(TARGET) == before
