@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ def check(planned: Plan) -> Checked:
         stem = settings.scale.small_image_stem
         resolve(settings.model, image_size=settings.dataset.image_size, small_image_stem=stem)
     method_class = load_target(config["method"]["target"])
+    if not (is_dataclass(method_class) and callable(getattr(method_class, "run", None))):
+        raise UserError(
+            f"method.target={config['method']['target']} must be a dataclass with a function run(self, ctx)"
+        )
     kind = "images"
     accepted = getattr(method_class, "data", (kind,))
     if kind not in accepted:
