@@ -115,11 +115,12 @@ def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cel
     if reused:
         parent.say(f"{as_role}: reuses {planned.name}/{planned.key}")
     parent.cells[as_role] = {
+        "seconds": result["seconds"],
         "run": f"{planned.name}/{planned.key}",
         "weights_sha256": (result.get("product") or {}).get("sha256"),
-        "seconds": result["seconds"],
         "reused": reused,
     }
+    parent.cells |= {f"{as_role}/{name}": phase for name, phase in result["phases"].items()}
     return Cell(folder.path, result["metrics"], result)
 
 
@@ -239,7 +240,6 @@ def _result(
 ) -> dict[str, Any]:
     planned, settings, method = checked.plan, checked.settings, checked.method_class
     config = planned.config
-    cells = {role: {"seconds": cell["seconds"], **cell} for role, cell in ctx.cells.items()}
     result = {
         "method": config["method"]["name"],
         "model": settings.model.name,
@@ -249,7 +249,7 @@ def _result(
         "key": planned.key,
         "metrics": metrics,
         "profile": ctx.profiles,
-        "phases": {**cells, **ctx.durable.phases},
+        "phases": {**ctx.cells, **ctx.durable.phases},
         "product": ctx.product,
         "seconds": round(seconds, 3),
         "attempt": attempt,

@@ -58,7 +58,7 @@ class Context:
         self.recipe: Recipe = settings.recipe
         self.scale: Scale = settings.scale
         self.profiles: dict[str, dict[str, Any]] = {}
-        self.cells: dict[str, dict[str, Any]] = {}
+        self.cells: dict[str, dict[str, Any]] = {}  # phases of this run that are cells: seconds, run, what is in them
         self.product: dict[str, Any] | None = None
         self._numbered: dict[str, int] = {}
         self.durable = Durable(

@@ -4,14 +4,15 @@ say() { echo "$(basename "$0"): $*" >&2; }
 
 # The first Python >= 3.11 that works (a pyenv shim may exist and refuse); $PYTHON wins.
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3 python}; do
+  local candidate candidates=(python3.13 python3.12 python3.11 python3 python)
+  [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  say "needs Python 3.11 or newer, found none as ${PYTHON:-python3.13, python3.12, python3.11, python3 or python}; give one with PYTHON=/path/to/python"
+  say "needs Python 3.11 or newer, found none as ${candidates[*]}; give one with PYTHON=/path/to/python"
   exit 2
 }
 
