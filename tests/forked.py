@@ -9,9 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from runner.registry import describe, methods, search_path
+
 CONTEXT = multiprocessing.get_context("forkserver")
+METHODS = [describe(name, search_path()).target.partition(":")[0] for name in methods(search_path())]
 CONTEXT.set_forkserver_preload(
-    ["torch", "torch._dynamo", "sklearn.datasets", "torchvision", "runner.context", "runner.execute"]
+    ["torch", "torch._dynamo", "sklearn.datasets", "torchvision", "hydra", "pydantic", "safetensors.torch"]
+    + ["runner.cells", "runner.cli", "runner.compose", "runner.execute", "runner.product", "runner.profile"]
+    + ["runner.datasets.images", "runner.datasets.digits", "runner.models.resize", "runner.progress", *METHODS]
 )
 
 

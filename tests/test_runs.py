@@ -1,8 +1,10 @@
-"""Whole runs through the command line: done, answered, stopped, killed, locked, shared, changed, forced, moved."""
+"""Whole runs through the command line: done, answered, stopped, locked, shared, changed, forced, moved.
+
+Kills at random moments: test_methods.py, for every method.
+"""
 
 import json
 import os
-import random
 import resource
 import shutil
 import signal
@@ -14,7 +16,7 @@ import forked
 import pytest
 import torch
 import yaml
-from commands import SMOKE, Command, killed_and_repeated, listing, metric_lines, outcome, runner, smoke, until
+from commands import SMOKE, Command, listing, metric_lines, outcome, runner, smoke, until
 from user_methods import write_config
 
 import runner as package
@@ -53,8 +55,8 @@ def test_standard_output_is_the_path_of_the_result(undisturbed):
 
 def test_the_result_says_what_design_asks_for(undisturbed):
     result = undisturbed.result
-    asked = """method model dataset scale seed key metrics profile phases product seconds attempt resumes finished fidelity
-        deviations fingerprints code commit uncommitted_changes versions hardware"""
+    asked = """method model dataset scale seed key metrics profile phases product seconds attempt resumes finished
+        fidelity deviations fingerprints code commit uncommitted_changes versions hardware"""
     assert set(result) >= set(asked.split())
     assert result["key"] == undisturbed.folder.name
     assert set(result["metrics"]) == {"accuracy", "loss", "accuracy_best_validation"}
@@ -165,26 +167,6 @@ def test_a_stop_signal_saves_and_the_same_command_goes_on(undisturbed, tmp_path,
     assert again.code == 0
     assert outcome(again) == outcome(undisturbed)
     assert (status(folder)["state"], status(folder)["resumes"], again.result["resumes"]) == ("done", 1, 1)
-
-
-def check_killed(undisturbed, place: Path, delays: list[float]) -> None:
-    answer, kills = killed_and_repeated((*SMOKE, EVERY_STEP), place, delays)
-    assert answer.code == 0, answer.err
-    assert outcome(answer) == outcome(undisturbed)
-    assert status(answer.folder)["resumes"] == kills
-    assert not list(answer.folder.rglob(".*.partial*")), "litter of a killed write"
-
-
-def test_killed_at_random_moments_it_ends_with_the_same_bits(undisturbed, tmp_path):
-    moments = random.Random(0)
-    check_killed(undisturbed, tmp_path, [moments.uniform(0, 1.0) for _ in range(4)])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_killed_at_twenty_random_moments(undisturbed, tmp_path, seed):
-    moments = random.Random(seed)
-    check_killed(undisturbed, tmp_path, [moments.uniform(0, 0.7) for _ in range(20)])
 
 
 # ---- several processes ---------------------------------------------------------------------------------------------
