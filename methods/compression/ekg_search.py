@@ -63,7 +63,8 @@ class EKGSearch:
         """Returns flops_rate, params_rate, accuracy_baseline (0..1, test), steps, candidates; writes all it met."""
         network = ctx.trained_model("baseline")
         accuracy_baseline = ctx.evaluate(network)["accuracy"]
-        subset, validation = search_sets(ctx, self.search)
+        subset, validation = search_sets(ctx.data.train, self.search)
+        ctx.say(f"search: D_sub {len(subset)} images, D_val {len(validation)} images, both from the training images")
         tune(ctx, network, subset, self.search)
 
         images, labels, _ = next(ctx.batches(validation, len(validation), shuffle=False, augment=False).iterate(0))
@@ -85,25 +86,19 @@ class EKGSearch:
         }
 
 
-def search_sets(ctx: Context, settings: SearchSettings) -> tuple[Images, Images]:
+def search_sets(train: Images, settings: SearchSettings) -> tuple[Images, Images]:
     """(D_sub, D_val): the first and the last training images of every class, disjoint, shuffled once.
 
-    Both give way where the smallest class has too few images; said on screen. Raises UserError below two a class.
+    Where the smallest class is short, D_val takes at most half of it and D_sub what is left. Raises UserError if a
+    class has a single image.
     """
-    train = ctx.data.train
-    smallest = int(min(count for count in torch.bincount(train.labels).tolist() if count))
+    smallest = min(count for count in torch.bincount(train.labels).tolist() if count)
     if smallest < 2:
         raise UserError(
-            f"{ctx.data.display_name} has a class with one training image; the search needs one to tune on and another "
-            "to evaluate on: raise dataset.train_size"
+            "a class has a single training image, and the search needs one to tune on and another to evaluate on: "
+            "raise dataset.train_size"
         )
-    per_class = min(settings.validation_per_class, max(1, smallest // 2))
-    if smallest < settings.subset_per_class + settings.validation_per_class:
-        ctx.say(
-            f"search: the smallest class has {smallest} training images: D_val takes {per_class} of a class, D_sub at "
-            f"most {settings.subset_per_class} of what is left"
-        )
-    validation = train.last_per_class(per_class)
+    validation = train.last_per_class(min(settings.validation_per_class, smallest // 2))
     rest = train.take(torch.nonzero(~torch.isin(train.index, validation.index)).flatten())
     return shuffled(rest.first_per_class(settings.subset_per_class)), shuffled(validation)
 
