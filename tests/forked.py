@@ -12,12 +12,27 @@ from typing import Any
 from runner.registry import describe, methods, search_path
 
 CONTEXT = multiprocessing.get_context("forkserver")
+PRELOADED = [
+    "torch",
+    "torch._dynamo",
+    "torchvision",
+    "sklearn.datasets",
+    "hydra",
+    "pydantic",
+    "safetensors.torch",
+    "runner.cells",
+    "runner.cli",
+    "runner.compose",
+    "runner.execute",
+    "runner.product",
+    "runner.profile",
+    "runner.progress",
+    "runner.datasets.images",
+    "runner.datasets.digits",
+    "runner.models.resize",
+]
 METHODS = [describe(name, search_path()).target.partition(":")[0] for name in methods(search_path())]
-CONTEXT.set_forkserver_preload(
-    ["torch", "torch._dynamo", "sklearn.datasets", "torchvision", "hydra", "pydantic", "safetensors.torch"]
-    + ["runner.cells", "runner.cli", "runner.compose", "runner.execute", "runner.product", "runner.profile"]
-    + ["runner.datasets.images", "runner.datasets.digits", "runner.models.resize", "runner.progress", *METHODS]
-)
+CONTEXT.set_forkserver_preload([*PRELOADED, *METHODS])
 
 
 def start(function: Callable[..., Any], *arguments: Any) -> multiprocessing.Process:
