@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -10,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ class Cell:
         return self.folder / "artifacts" / name
 
 
+class _CellFailed(RunFailed):
+    """Names the cell and its error.txt already; the runs that needed it pass it on."""
+
+
 @dataclass
 class Checked:
     """A plan whose every setting was found good: what can be started."""
@@ -73,6 +78,10 @@ def check(planned: Plan) -> Checked:
         stem = settings.scale.small_image_stem
         resolve(settings.model, image_size=settings.dataset.image_size, small_image_stem=stem)
     method_class = load_target(config["method"]["target"])
+    if not (is_dataclass(method_class) and callable(getattr(method_class, "run", None))):
+        raise UserError(
+            f"method.target={config['method']['target']} must be a dataclass with a function run(self, ctx)"
+        )
     kind = "images"
     accepted = getattr(method_class, "data", (kind,))
     if kind not in accepted:
@@ -184,6 +193,7 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         ctx.durable.finish()
         metrics_file.close()
         summary = {name: float(value) for name, value in metrics.items()}
+        _check_finite(summary)
         seconds = before.get("seconds", 0.0) + time.time() - started
         result = _result(checked, ctx, summary, attempt, seconds, threads, repository.commit, repository.dirty, code)
         write_json(folder.result_path, result)
@@ -197,16 +207,19 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
     except UserError:
         _write_error(folder)
         raise
+    except _CellFailed:
+        _write_error(folder)
+        raise
     except RunFailed as error:
         _write_error(folder)
-        raise RunFailed(f"{error} ({folder.path / 'error.txt'})") from None
+        raise _CellFailed(f"{prefix}{error} ({folder.path / 'error.txt'})") from None
     except Exception as error:
         _write_error(folder)
         text = str(error).strip().splitlines()
         last = f"{type(error).__name__}: {text[0] if text else ''}"
         if isinstance(error, OSError) and error.errno is not None:
             last += f"; what was saved stays, repeat the command when the disk of {folder.path} can be written"
-        raise RunFailed(f"{prefix}{last} ({folder.path / 'error.txt'})") from error
+        raise _CellFailed(f"{prefix}{last} ({folder.path / 'error.txt'})") from error
     finally:
         watch.stop()
         try:
@@ -261,6 +274,15 @@ def _result(
         "hardware": {**environment.machine(), "device": str(ctx.device), "threads": threads},
     }
     return json.loads(json.dumps(result))
+
+
+def _check_finite(metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise RunFailed(
+                f"the metric '{name}' is {value}: training diverged at its end, or the measurement is undefined; "
+                "a smaller recipe.optimizer.learning_rate or recipe.gradient_clip is the usual cure"
+            )
 
 
 def _write_error(folder: RunFolder) -> None:

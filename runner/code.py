@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 from functools import lru_cache
 from pathlib import Path
+
+from runner.registry import source_file
 
 LEFT_OUT = (
     "runner.cli",
@@ -33,7 +34,7 @@ LEFT_OUT = (
     "runner.code",
     "runner.api",
 )
-# Imported by name at run time, so that no import statement of a method shows it.
+# Imported by name at run time, so that no import statement of a method shows it (see also Plan.code).
 ALWAYS = ("runner.context", "runner.datasets", "runner.models")
 
 
@@ -47,42 +48,20 @@ def code_fingerprint(*targets: str | None) -> str:
         module = waiting.pop()
         if module in seen or module.partition(".")[0] not in packages or _left_out(module):
             continue
-        file = _source(module)
+        file = source_file(module)
         if file is None:
             continue
         digest, imports = _read(file, module, file.stat().st_mtime_ns)
         seen[module] = digest
         waiting.extend(imports)
+        if "." in module:
+            waiting.append(module.rpartition(".")[0])  # importing it runs the packages above it
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(seen.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _left_out(module: str) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in LEFT_OUT)
-
-
-@lru_cache(maxsize=1024)
-def _source(module: str) -> Path | None:
-    """The file of a module, its package's __init__ included; nothing is imported below the top-level package."""
-    top, *parts = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    if spec is None or not spec.submodule_search_locations:
-        return Path(spec.origin) if spec and spec.origin and not parts else None
-    if top == "runner":
-        import runner
-
-        folders = [Path(folder) for folder in runner.__path__]
-    else:
-        folders = [Path(folder) for folder in spec.submodule_search_locations]
-    for folder in folders:
-        base = folder.joinpath(*parts)
-        for file in (base.with_suffix(".py") if parts else base / "__init__.py", base / "__init__.py"):
-            if file.is_file():
-                return file
-    return None
 
 
 @lru_cache(maxsize=1024)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,11 +27,15 @@ STALE_SECONDS = 60.0  # a lock of another host without a heartbeat for so long i
 
 
 def process_start(pid: int) -> float | None:
-    """When a live process of this host started (seconds since the epoch), or None when there is none."""
+    """What tells a live process of this host from a later one with its id: its start; None when there is none."""
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time(), 2)
-    except psutil.Error:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        if sys.platform == "linux":  # ticks since boot: the wall clock's start moves whenever the clock is set
+            return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        return round(process.create_time(), 2)
+    except (psutil.Error, OSError):
         return None
 
 

@@ -33,13 +33,15 @@ def run_key(
 
     Args:
         config: the composed, resolved config.
-        fingerprints: for each of ``PATHS`` that is set, the fingerprint of its content.
+        fingerprints: for each of ``PATHS`` that is set, the fingerprint of its content; without one the path says
+            nothing about the result (a set with published checksums) and counts as not set.
         added_later: dotted name of a field -> the neutral value at which it is left out.
     """
     decisive = {name: value for name, value in config.items() if name not in LEFT_OUT}
     flat = _flatten(decisive)
-    for path, fingerprint in (fingerprints or {}).items():
-        flat[path] = fingerprint
+    for path in PATHS:
+        if flat.get(path) is not None:
+            flat[path] = (fingerprints or {}).get(path)
     for field, neutral in (added_later or {}).items():
         if field in flat and _canonical(flat[field]) == _canonical(neutral):
             del flat[field]

@@ -70,15 +70,20 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: Optimize
 def learning_rate(base: float, settings: ScheduleSettings, *, step: int, steps_per_epoch: int, epochs: int) -> float:
     """The learning rate of a 0-based step.
 
-    ``step``: milestones are fractions of all epochs, rounded down to whole epochs; ``cosine``: to zero at the end,
-    per step; a linear warm-up over ``warmup_epochs`` multiplies either.
+    ``step``: milestones are fractions of all epochs, rounded down to whole epochs, the first epoch always at the base
+    rate; ``cosine``: to zero at the end, per step; a linear warm-up over ``warmup_epochs`` multiplies either.
     """
     epoch = step // steps_per_epoch
     rate = base
     if settings.name == "step":
-        passed = sum(epoch >= int(milestone * epochs) for milestone in settings.milestones)
+        passed = sum(epoch >= _milestone_epoch(milestone, epochs) for milestone in settings.milestones)
         rate *= settings.factor**passed
     elif settings.name == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * step / (steps_per_epoch * epochs)))
     warmup = settings.warmup_epochs * steps_per_epoch
     return rate * min(1.0, (step + 1) / warmup) if warmup else rate
+
+
+def _milestone_epoch(milestone: float, epochs: int) -> int:
+    # the small number: 0.7 * 90 is 62.99... in floating point, and means epoch 63
+    return max(1, int(milestone * epochs + 1e-9))

@@ -33,7 +33,12 @@ class Plan:
 
     def code(self) -> str:
         """The fingerprint of the code that this run would use now."""
-        return code_fingerprint(self.config["method"]["target"], self.config["model"]["target"])
+        from runner.datasets import MODULES
+        from runner.models import ZOO
+
+        model, dataset = self.config["model"], self.config["dataset"]["name"]
+        network = model["target"] or (ZOO[model["name"]].builder if model["name"] in ZOO else None)
+        return code_fingerprint(self.config["method"]["target"], network, MODULES.get(dataset))
 
 
 def plan(config: Mapping[str, Any], origin: Callable[[str], str] | None = None) -> Plan:

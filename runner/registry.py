@@ -257,7 +257,7 @@ def source_file(module: str) -> Path | None:
     """The file of a module, found by path from its top-level package; nothing is imported."""
     top, *rest = module.split(".")
     if top in sys.modules and hasattr(sys.modules[top], "__path__"):
-        folders, origin = list(sys.modules[top].__path__), None
+        folders, origin = list(sys.modules[top].__path__), sys.modules[top].__file__
     else:
         spec = find_top_level(top)
         if spec is None:

@@ -9,10 +9,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from runner.registry import describe, methods, search_path
+
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["torch", "torch._dynamo", "sklearn.datasets", "torchvision", "runner.context", "runner.execute"]
-)
+PRELOADED = [
+    "torch",
+    "torch._dynamo",
+    "torchvision",
+    "sklearn.datasets",
+    "hydra",
+    "pydantic",
+    "safetensors.torch",
+    "runner.cells",
+    "runner.cli",
+    "runner.compose",
+    "runner.execute",
+    "runner.product",
+    "runner.profile",
+    "runner.progress",
+    "runner.datasets.images",
+    "runner.datasets.digits",
+    "runner.models.resize",
+]
+METHODS = [describe(name, search_path()).target.partition(":")[0] for name in methods(search_path())]
+CONTEXT.set_forkserver_preload([*PRELOADED, *METHODS])
 
 
 def start(function: Callable[..., Any], *arguments: Any) -> multiprocessing.Process:

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torchvision
 from compression_networks import ResidualNetwork
+from torch import nn
+
 from runner.errors import UserError
 from runner.methods.compression.gates import GatedNetwork
-from torch import nn
 
 
 def cifar_resnet(blocks: int) -> nn.Module:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from runner.methods.compression import knowledge_bank
 from runner.methods.compression.knowledge_bank import (
     active_teachers,
@@ -51,9 +52,7 @@ def transcribed_loss(preds, labels, bank, temperature, rule=True):
         return [value - norm for value in row]
 
     def kl(a, b):
-        return temperature * sum(
-            math.exp(x) * (x - y) for x, y in zip(log_softmax(a), log_softmax(b), strict=True)
-        )
+        return temperature * sum(math.exp(x) * (x - y) for x, y in zip(log_softmax(a), log_softmax(b), strict=True))
 
     size, classes, teachers = len(preds), len(preds[0][0]), len(bank[0][0])
     rows = range(size)

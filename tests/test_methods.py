@@ -1,0 +1,180 @@
+"""The rules that hold for every method, over all that conf/method names; smoke runs in forked processes.
+
+Golden numbers are written anew, where a change of results is meant, by: python tests/test_methods.py
+"""
+
+import dataclasses
+import json
+import math
+import random
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+import yaml
+from commands import Answer, killed_and_repeated, listing, metric_lines, outcome, runner
+
+from runner.compose import compose
+from runner.product import load
+from runner.registry import choices, flatten, methods, search_path
+from runner.settings import load_target, validate
+
+METHODS = sorted(methods(search_path()))
+GOLDEN = Path(__file__).parent / "golden"
+# Values that move by rounding alone from one processor to another; a search's decisions can tip, a loss cannot.
+GOLDEN_METHODS = ["supervised"]
+CPU_SECONDS = 2.0  # of a smoke run beyond imports
+
+
+def command(method: str) -> tuple[str, ...]:
+    return f"method={method}", "model=resnet20", "dataset=digits", "scale=smoke", "hardware=cpu"
+
+
+def run(method: str, place: Path, *more: str) -> Answer:
+    answer = runner(*command(method), *more, place=place)
+    assert answer.code == 0, answer.err
+    return answer
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request, tmp_path_factory):
+    """(method, answer of an undisturbed smoke run, its place); read only."""
+    place = tmp_path_factory.mktemp(request.param)
+    return request.param, run(request.param, place), place
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_config_has_the_fields_of_the_class(method):
+    """So `--cfg job` shows all there is, and no setting is dead."""
+    section = compose([f"method={method}", "scale=paper"]).config["method"]
+    target = load_target(section.pop("target"))
+    assert section.pop("name") == method
+    assert {name for name, _ in flatten(section)} == set(leaves(target))
+
+
+def leaves(cls: type, prefix: str = ""):
+    hints = {item.name: item for item in dataclasses.fields(cls) if item.init}
+    for name, item in hints.items():
+        inner = item.default_factory if item.default_factory is not dataclasses.MISSING else None
+        if dataclasses.is_dataclass(inner):
+            yield from leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_paper_settings_of_the_config_are_the_defaults_of_the_class(method):
+    section = compose([f"method={method}", "scale=paper"]).config["method"]
+    fields = {name: value for name, value in section.items() if name not in ("name", "target")}
+    defaults = dataclasses.asdict(load_target(section["target"])())
+    assert dict(flatten(fields)) == dict(flatten(json.loads(json.dumps(defaults))))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_composes_with_every_model_and_data_set_of_its_kind(method):
+    models, datasets = list(choices("model", search_path())), list(choices("dataset", search_path()))
+    for number in range(max(len(models), len(datasets))):
+        model, dataset = models[number % len(models)], datasets[number % len(datasets)]
+        composed = compose([f"method={method}", f"model={model}", f"dataset={dataset}", "scale=paper"])
+        settings = validate(composed.config, composed.origin)
+        assert (settings.model.name, settings.dataset.name) == (model, dataset)
+
+
+def test_a_smoke_run_ends_well(finished, record_property):
+    method, answer, place = finished
+    result = answer.result
+    assert result["metrics"] and all(type(value) is float for value in result["metrics"].values())
+    assert all(math.isfinite(value) for value in result["metrics"].values()), result["metrics"]
+    for name in ("accuracy", "flops_rate", "params_rate"):
+        assert 0 <= result["metrics"].get(name, 0) <= 1
+    assert result["phases"] and all(phase["seconds"] >= 0 for phase in result["phases"].values())
+    assert metric_lines(answer.folder), "nothing was logged"
+    outside = {name for name in listing(place) if not name.startswith("work/runs")}
+    assert outside == {"0.out", "0.err", "0.cpu", "home", "work"}
+    cpu = float((place / "0.cpu").read_text())
+    record_property("cpu_seconds", cpu)
+    print(f"{method}: {cpu:.2f} s CPU beyond imports")
+    if cpu > CPU_SECONDS:
+        warnings.warn(f"the smoke run of {method} took {cpu:.2f} s CPU; the limit is {CPU_SECONDS} s", stacklevel=1)
+    assert cpu < 2 * CPU_SECONDS  # twice: a shared machine's seconds are longer
+
+
+def test_the_product_that_is_loaded_predicts_what_the_run_measured(finished):
+    from runner.datasets import load_data
+    from runner.datasets.images import Batches, Normalisation
+    from runner.evaluation import accuracy_and_loss, classify
+
+    _, answer, _ = finished
+    if answer.result["product"] is None:
+        pytest.skip("this method yields no network")
+    settings = validate(yaml.safe_load((answer.folder / "config.yaml").read_text()))
+    data = load_data(settings.dataset, settings.scale, data_root=settings.paths.data, offline=True)
+    model = load(answer.folder)
+    normalisation = Normalisation(*(torch.tensor(model.normalisation[name]) for name in ("mean", "std")))
+    batches = Batches(data.test, normalisation, 256, shuffle=False, augmentation=None, device=torch.device("cpu"))
+    rows = classify(model, batches.iterate(0))
+    with numpy.load(answer.folder / "artifacts" / "test_scores.npz") as scores:
+        assert rows["prediction"].tolist() == scores["prediction"].tolist()
+        assert data.test.index[rows["index"]].tolist() == scores["index"].tolist()
+    found = accuracy_and_loss(rows)
+    assert found == pytest.approx({name: answer.result["metrics"][name] for name in found}, abs=1e-5)
+
+
+def test_the_same_bits_again(finished, tmp_path):
+    method, answer, _ = finished
+    assert outcome(run(method, tmp_path, "checkpoint.every_seconds=0")) == outcome(answer)
+
+
+def check_killed(finished, place: Path, delays: list[float]) -> None:
+    method, undisturbed, _ = finished
+    answer, kills = killed_and_repeated((*command(method), "checkpoint.every_seconds=0"), place, delays)
+    assert answer.code == 0, answer.err
+    assert kills >= len(delays) // 2, "the kills came too late: choose earlier moments"
+    assert outcome(answer) == outcome(undisturbed)
+    status = json.loads((answer.folder / "status.json").read_text())
+    assert (status["state"], status["resumes"]) == ("done", kills)
+    litter = [path for path in (place / "work").rglob(".*") if path.name != ".lock.guard"]
+    assert not litter, "a killed write left something behind"
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(finished, tmp_path):
+    moments = random.Random(finished[0])
+    longest = min(finished[1].result["seconds"], 1.0)
+    check_killed(finished, tmp_path, [moments.uniform(0, longest) for _ in range(3)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_twenty_random_moments(finished, tmp_path, seed):
+    moments = random.Random(seed)
+    longest = min(finished[1].result["seconds"], 0.5)
+    check_killed(finished, tmp_path, [moments.uniform(0, longest) for _ in range(20)])
+
+
+@pytest.mark.parametrize("method", GOLDEN_METHODS)
+def test_golden_numbers(method, tmp_path):
+    """A refactor that moves results is seen."""
+    stored = json.loads((GOLDEN / f"{method}.json").read_text())
+    assert golden(run(method, tmp_path, "tracking.every_steps=1")) == pytest.approx(stored, rel=0, abs=1e-4)
+
+
+def golden(answer: Answer) -> dict[str, float]:
+    """The loss after training, and all that was logged on the way."""
+    found = {"loss": answer.result["metrics"]["loss"]}
+    for line in metric_lines(answer.folder):
+        place = f"{line.pop('phase')}[{line.pop('step')}]"
+        found |= {f"{place}.{name}": value for name, value in line.items() if not name.startswith("accuracy")}
+    return found
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for name in GOLDEN_METHODS:
+        with tempfile.TemporaryDirectory() as folder:
+            numbers = golden(run(name, Path(folder), "tracking.every_steps=1"))
+        (GOLDEN / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    sys.exit(0)
