@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class Launch:
     progress: Progress
     stop_requested: Callable[[], bool]
     search_path: Sequence[Path]  # where configs of methods are found, the user's included
+    announced: set[str] = field(default_factory=set)  # lines that cells would repeat
 
 
 class Context:
@@ -121,11 +122,11 @@ class Context:
             data.normalisation = Normalisation(mean, std)
         for split in ("train", "validation", "test"):  # small sets live on the device
             setattr(data, split, getattr(data, split).to(self.device))
-        self.say(
+        self._announce(
             f"data {data.display_name}: {len(data.train)} train, {len(data.validation)} validation, "
             f"{len(data.test)} test, {data.num_classes} classes, {data.image_size}x{data.image_size}"
         )
-        self.say(
+        self._announce(
             describe_model(
                 self.settings.model, image_size=data.image_size, small_image_stem=self.scale.small_image_stem
             )
@@ -300,6 +301,11 @@ class Context:
 
     def _input_shape(self) -> tuple[int, int, int]:
         return (self.data.channels, self.data.image_size, self.data.image_size)
+
+    def _announce(self, line: str) -> None:
+        if line not in self.launch.announced:
+            self.launch.announced.add(line)
+            self.say(line)
 
     def _next(self, name: str) -> int:
         self._numbered[name] = self._numbered.get(name, -1) + 1

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +104,7 @@ def report(title: str, results: dict[str, list[dict]], seeds: list[int]) -> str:
         lines.append(f"| {arm} | " + " | ".join(values) + f" | {seconds[0]:.0f} / {seconds[1]:.0f} |")
     lines += ["", "Accuracy differences, paired by seed:", ""]
     names = list(results)
-    for better, other in zip(names, names[1:], strict=False):
+    for better, other in pairwise(names):
         pairs = zip(results[better], results[other], strict=True)
         differences = [one["metrics"]["accuracy"] - two["metrics"]["accuracy"] for one, two in pairs]
         shown = ", ".join(f"{value:+.4f}" for value in differences)

@@ -30,6 +30,7 @@ from runner.methods.compression.knowledge_bank import (
 )
 from runner.methods.compression.search import SearchSettings
 from runner.methods.compression.slimming import cut
+from runner.models.resize import resized_copy
 
 if TYPE_CHECKING:
     from runner.context import Context
@@ -82,7 +83,8 @@ class EKG:
         network.load_state_dict(found.weights)
         gated = gate_network(ctx, network)
 
-        slim = cut(gated, found.kept_channels(gated, -1))
+        weights = ctx.once("slim", lambda: dict(cut(gated, found.kept_channels(gated, -1)).state_dict()))
+        slim = resized_copy(network, weights)
         ctx.profile(network, "baseline")
         ctx.profile(slim, "final")
         accuracy_pruned = ctx.evaluate(slim, batch_statistics=True)["accuracy"]

@@ -5,13 +5,14 @@ It needs nothing of the method that chose what to keep, so a product is loaded w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from runner.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def widths_of(model: nn.Module) -> dict[str, list[int]]:
@@ -46,6 +47,18 @@ def resize_to(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
     for name, shape in shapes.items():
         if list(shape) != current[name]:
             _resize(model.get_submodule(name), [int(size) for size in shape])
+
+
+def resized_copy(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of ``model`` with the shapes and values of ``weights``, the state dict of a pruned version of it."""
+    slim = copy.deepcopy(model)
+    names = {
+        name: next(f"{name}.{part}" for part in ("weight", "running_mean") if f"{name}.{part}" in weights)
+        for name in widths_of(model)
+    }
+    resize_to(slim, {name: list(weights[tensor].shape) for name, tensor in names.items()})
+    slim.load_state_dict(weights)
+    return slim
 
 
 def _resize(module: nn.Module, shape: list[int]) -> None:

@@ -15,7 +15,7 @@ IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 def cifar_resnet(depth: int, width: int = 16, *, num_classes: int, in_channels: int, stem: str, padding: str) -> ResNet:
-    """ResNet of ``depth`` = 6n+2: three stages of n basic blocks, of ``width``, twice and four times as many channels."""
+    """ResNet of ``depth`` = 6n+2: three stages of n basic blocks, of 1, 2 and 4 times ``width`` channels."""
     blocks = (depth - 2) // 6
     return ResNet(
         BasicBlock,
