@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,15 @@ def slice_layer(layer: Layer, module: nn.Module, kept: Sequence[Tensor | None]) 
     if layer.kind != "norm" and (rows is not None or columns is not None):
         weight = weight * (module.weight.norm() / weight.norm().clamp_min(_SMALLEST_NORM))
     return weight, bias
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A node whose value is all that the ``nodes`` behind it read; the value depends on the channels of ``gates``."""
+
+    node: Node
+    gates: list[int]
+    nodes: list[Node]
 
 
 class Executor:
@@ -254,6 +264,30 @@ class SlicedExecutor(Executor):
             [name for name, layer in gated.layers.items() if index in (layer.input_gate, layer.output_gate)]
             for index in range(len(gated.gates))
         ]
+        self.cuts = self._find_cuts()
+
+    def _find_cuts(self) -> list[Cut]:
+        """The narrow places nearest behind a third, a half, two thirds and five sixths of the network."""
+        position = {node: index for index, node in enumerate(self.nodes)}
+        readers = [max((position.get(user, len(self.nodes)) for user in node.users), default=-1) for node in self.nodes]
+        reach, narrow = max(position[user] for user in self.input.users), []  # nodes that alone are read behind them
+        for index in range(len(self.nodes) - 1):
+            if reach <= index < readers[index]:
+                narrow.append(index)
+            reach = max(reach, readers[index])
+        places = {
+            next((index for index in narrow if index >= share * len(self.nodes)), -1)
+            for share in (1 / 3, 1 / 2, 2 / 3, 5 / 6)
+        }
+        layers = {node.target: index for index, node in enumerate(self.nodes) if node.op == "call_module"}
+        return [
+            Cut(
+                node=self.nodes[place],
+                gates=[gate for gate, names in enumerate(self.touched) if min(layers[name] for name in names) <= place],
+                nodes=self.nodes[place + 1 :],
+            )
+            for place in sorted(places - {-1})
+        ]
 
     def weights(self, kept: Sequence[Tensor], names: Collection[str] | None = None) -> dict:
         """Weights of the layers ``names`` (default: all) for the kept channels of every gate."""
@@ -291,13 +325,25 @@ class SlicedExecutor(Executor):
         kept_values = {node: held[node].detach() for node in keep if node in held}
         return logits, {node: held[node] for node in taps}, self._with_input(images, kept_values)
 
-    def candidate_logits(self, gate: int, weights: Weights, stored: Mapping[Node, Tensor]) -> Tensor:
-        """Logits of a network that differs from the stored one in ``gate`` alone; ``weights`` are the candidate's."""
+    def candidate_logits(
+        self, gate: int, weights: Weights, stored: Mapping[Node, Tensor], keep: Collection[Node] = ()
+    ) -> tuple[Tensor, dict[Node, Tensor]]:
+        """Logits of a network that differs from the stored one in ``gate`` alone, and those values of ``keep`` it met.
+
+        ``weights`` are the candidate's.
+        """
         starts = self.starts[gate]
         with torch.no_grad():
             if all(node in stored for node in starts):
-                return self.run({node: stored[node] for node in starts}, weights, nodes=self.suffixes[gate])[0]
-            return self.run({self.input: stored[self.input]}, weights)[0]
+                return self.run({node: stored[node] for node in starts}, weights, nodes=self.suffixes[gate], keep=keep)
+            return self.run({self.input: stored[self.input]}, weights, keep=keep)
+
+    def resumed_logits(
+        self, cut: Cut, value: Tensor, weights: Weights, keep: Collection[Node] = ()
+    ) -> tuple[Tensor, dict[Node, Tensor]]:
+        """As ``candidate_logits`` from the ``value`` at a cut on."""
+        with torch.no_grad():
+            return self.run({cut.node: value}, weights, nodes=cut.nodes, keep=keep)
 
     def _with_input(self, images: Tensor, held: dict[Node, Tensor]) -> dict[Node, Tensor]:
         return {**held, self.input: self.prepare(images)}

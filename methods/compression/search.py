@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from runner.errors import RunFailed, UserError
 from runner.methods.compression import filter_scores
-from runner.methods.compression.executor import SlicedExecutor, Weights
+from runner.methods.compression.executor import Cut, SlicedExecutor, Weights
 from runner.methods.compression.gates import GatedNetwork
 from runner.methods.compression.otsu import trimmed_otsu
 
@@ -117,6 +117,7 @@ class Search:
         self._stores_all = self._keep == self.executor.storable(len(images), 2**62)
         if not self._stores_all:
             self._keep = self.executor.storable(min(len(images), settings.batch_size), budget)
+        self._met = _Met(self.executor, budget)
 
     # -- what callers read ---------------------------------------------------------------------------------------
 
@@ -325,6 +326,40 @@ class Search:
         self.history.append({"orders": orders, "rates": list(self.rates), "loss": loss})
 
 
+class _Met:
+    """Values of the last candidates at the cuts of the network.
+
+    A commit behind a cut leaves a candidate as it was up to there, if its filters keep their order: the next step takes
+    it up at the cut. Holds one candidate a gate and batch, within ``budget`` bytes.
+    """
+
+    def __init__(self, executor: SlicedExecutor, budget: int):
+        self.executor, self.budget, self.used = executor, budget, 0
+        self.entries: dict[tuple[int, int], tuple[list[Tensor], dict]] = {}
+
+    def logits(self, gate: int, number: int, kept: list[Tensor], weights: Weights, stored: dict) -> Tensor:
+        """Logits of the candidate at ``gate`` on batch ``number``."""
+        before, values = self.entries.pop((gate, number), ([], {}))
+        self.used -= sum(value.nbytes for value in values.values())
+        same = [cut for cut in self.executor.cuts if cut.node in values and self._equal(cut, before, kept)]
+        values = {cut.node: values[cut.node] for cut in same}
+        nodes = [cut.node for cut in self.executor.cuts if cut.node not in values]
+        if same:
+            logits, met = self.executor.resumed_logits(same[-1], values[same[-1].node], weights, nodes)
+        else:
+            logits, met = self.executor.candidate_logits(gate, weights, stored, nodes)
+        values.update(met)
+        size = sum(value.nbytes for value in values.values())
+        if self.used + size <= self.budget:
+            self.used += size
+            self.entries[gate, number] = kept, values
+        return logits
+
+    @staticmethod
+    def _equal(cut: Cut, before: list[Tensor], kept: list[Tensor]) -> bool:
+        return all(torch.equal(before[gate], kept[gate]) for gate in cut.gates)
+
+
 class _Trial:
     """A candidate on its way through the batches."""
 
@@ -339,7 +374,7 @@ class _Trial:
     def run(self, number: int, stored: dict) -> None:
         search, part = self.search, self.search.batches[number]
         weights = {**self.current, **search.executor.weights(self.kept, search.executor.touched[self.gate])}
-        logits = search.executor.candidate_logits(self.gate, weights, stored).double()
+        logits = search._met.logits(self.gate, number, self.kept, weights, stored).double()
         loss, score = image_losses(logits, search.labels[part], search._knowledge_of(part))
         self.logits[number] = logits
         self.loss += loss.sum().item()

@@ -140,8 +140,24 @@ def test_candidates_from_stored_activations_equal_full_evaluations(name):
             changed[index] = kept[index][: max(1, len(kept[index]) - 1)]
             candidate = {**weights, **executor.weights(changed, executor.touched[index])}
             expected = executor.logits(images, changed)
-            torch.testing.assert_close(executor.candidate_logits(index, candidate, stored), expected, rtol=0, atol=0)
+            logits, _ = executor.candidate_logits(index, candidate, stored)
+            torch.testing.assert_close(logits, expected, rtol=0, atol=0)
         assert all(torch.equal(stored[node], value) for node, value in copies.items())
+
+
+@pytest.mark.parametrize("name", ["residual", "mobilenet_v2", "bottlenecks", "densenet"])
+def test_a_network_resumed_at_a_cut_equals_the_whole(name):
+    _, gated, images = gate(name)
+    executor, kept = SlicedExecutor(gated), random_channels(gated)
+    weights = executor.weights(kept)
+    logits, values = executor.forward(images, weights, [cut.node for cut in executor.cuts])
+    assert executor.cuts
+    for cut in executor.cuts:
+        assert torch.equal(executor.resumed_logits(cut, values[cut.node], weights)[0], logits)
+        outside = [index for index in range(len(kept)) if index not in cut.gates]
+        changed = [channels[:1] if index in outside else channels for index, channels in enumerate(kept)]
+        _, others = executor.forward(images, executor.weights(changed), [cut.node])
+        assert torch.equal(others[cut.node], values[cut.node])  # it depends on the gates that it names alone
 
 
 @pytest.mark.parametrize("name", ["residual", "mobilenet_v2", "chain"])

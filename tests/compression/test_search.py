@@ -99,6 +99,15 @@ def test_the_early_stop_skips_work_and_changes_nothing(seed):
     assert fast.batches_skipped > 0
 
 
+def test_candidates_are_taken_up_at_cuts():
+    search = make_search(target=0.6)
+    resumed = []
+    original = search.executor.resumed_logits
+    search.executor.resumed_logits = lambda *arguments: resumed.append(arguments[0]) or original(*arguments)
+    assert run(search) == run(make_search(cls=CompleteSearch, target=0.6))
+    assert resumed
+
+
 @pytest.mark.parametrize("memory", [0, 1])
 def test_stored_activations_change_nothing(memory):
     arguments = {"batch_size": 16, "target": 0.7}
