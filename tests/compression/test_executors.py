@@ -150,14 +150,14 @@ def test_a_network_resumed_at_a_cut_equals_the_whole(name):
     _, gated, images = gate(name)
     executor, kept = SlicedExecutor(gated), random_channels(gated)
     weights = executor.weights(kept)
-    logits, values = executor.forward(images, weights, [cut.node for cut in executor.cuts])
+    logits, values = executor.forward(images, weights, [place.node for place in executor.cuts])
     assert executor.cuts
-    for cut in executor.cuts:
-        assert torch.equal(executor.resumed_logits(cut, values[cut.node], weights)[0], logits)
-        outside = [index for index in range(len(kept)) if index not in cut.gates]
+    for place in executor.cuts:
+        assert torch.equal(executor.resumed_logits(place, values[place.node], weights)[0], logits)
+        outside = [index for index in range(len(kept)) if index not in place.gates]
         changed = [channels[:1] if index in outside else channels for index, channels in enumerate(kept)]
-        _, others = executor.forward(images, executor.weights(changed), [cut.node])
-        assert torch.equal(others[cut.node], values[cut.node])  # it depends on the gates that it names alone
+        _, others = executor.forward(images, executor.weights(changed), [place.node])
+        assert torch.equal(others[place.node], values[place.node])  # it depends on the gates that it names alone
 
 
 @pytest.mark.parametrize("name", ["residual", "mobilenet_v2", "chain"])
