@@ -43,7 +43,7 @@ class SearchSettings:
     validation_per_class: Annotated[int, Field(gt=0)] = 32  # training images a class that the search evaluates on
     tuning_learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # of the epoch before the search
     batch_size: Annotated[int, Field(gt=0)] = 256  # of both; decides the statistics of batch normalisation
-    activation_memory: Annotated[int, Field(ge=0)] = 1024  # MiB of activations stored for candidates
+    activation_memory: Annotated[int, Field(ge=0)] = 1024  # MiB for the current network, as much for candidates
 
 
 @dataclass(frozen=True)
