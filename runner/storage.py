@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 PARTIAL = ".partial"  # hidden names that end so are half-written, whoever wrote them was killed
 
 
