@@ -137,6 +137,11 @@ def resolve_device(name: str) -> torch.device:
             f"hardware.device={name}: PyTorch {torch.__version__} finds no such device here (it finds: {there}); "
             "use hardware=cpu, or hardware=auto to take what is there"
         )
+    if name == "cuda":
+        # A resume must give the bits of an undisturbed run; operations without such a kernel warn.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(name)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import Any
 import psutil
 
 from runner.errors import UserError
-from runner.storage import read_json, write_atomic, write_json
+from runner.storage import read_json, remove_partial, write_json
 
 _STATUS = threading.Lock()  # the run and its status writer share the file
 HEARTBEAT_SECONDS = 15.0
@@ -78,9 +79,8 @@ class RunFolder:
         """Makes the folder; a read-only or impossible place is a wrong request."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            write_atomic(probe, "")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
         except OSError as error:
             raise UserError(
                 f"cannot write run folders in {self.path.parent.parent}: {error.strerror}; "
@@ -110,6 +110,7 @@ class RunFolder:
             pid = os.getpid()
             mine = {"pid": pid, "start": process_start(pid), "host": socket.gethostname()}
             write_json(path, mine)
+            remove_partial(self.path)
         stop = threading.Event()
         beat = threading.Thread(target=_heartbeat, args=(path, stop), daemon=True)
         beat.start()

@@ -32,9 +32,10 @@ def seed_everything(seed: int) -> None:
 def capture() -> dict[str, Any]:
     """The state of all global generators as tensors and plain containers."""
     kind, keys, position, has_gauss, cached = numpy.random.get_state()
+    version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "python": random.getstate(),
+        "python": (version, torch.tensor(internal), gauss),  # 625 numbers one by one double the time of a checkpoint
         "numpy": (kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -46,7 +47,7 @@ def restore(state: dict[str, Any]) -> None:
     """Puts back what ``capture`` returned."""
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(internal.tolist()), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
     if "cuda" in state and torch.cuda.is_available():

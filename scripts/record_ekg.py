@@ -119,15 +119,17 @@ def main() -> None:
     parser.add_argument("study", choices=["cifar10_jpeg", "fashion_mnist"])
     parser.add_argument("--path", required=True, help="of the data")
     parser.add_argument("--weights", help="of the released ResNet-56")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; two calls with one each fill two cores")
     parser.add_argument("--runs", default="runs", help="run folders")
     arguments = parser.parse_args()
     title, shared = study(arguments)
-    seeds = list(range(arguments.seeds))
+    seeds = arguments.seeds
     results: dict[str, list[dict]] = {arm: [] for arm in ARMS}
+    fixed = [f"paths.runs={arguments.runs}", f"hardware.threads={arguments.threads}"]
     for seed in seeds:
         for arm, overrides in ARMS.items():
-            results[arm].append(cell([*shared, *overrides, f"seed={seed}", f"paths.runs={arguments.runs}"]))
+            results[arm].append(cell([*shared, *overrides, f"seed={seed}", *fixed]))
     text = report(title, results, seeds)
     path = ROOT / "results" / f"ekg_{arguments.study}.md"
     path.parent.mkdir(exist_ok=True)

@@ -25,15 +25,34 @@ def undisturbed(tmp_path_factory):
     return finish(folder), record(folder)
 
 
-@pytest.mark.parametrize("every_seconds", [0.0, 1e6], ids=["save-every-step", "save-at-phase-ends"])
-def test_killed_at_every_point(undisturbed, tmp_path, every_seconds):
+SAVING = pytest.mark.parametrize("every_seconds", [0.0, 1e6], ids=["save-every-step", "save-at-phase-ends"])
+
+
+def check_all_ended_equal(undisturbed, folder: Path) -> None:
     expected, lines = undisturbed
-    for kill_at in range(1, expected["events"] + 1):
-        folder = tmp_path / str(kill_at)
-        assert finish(folder, kill_at, every_seconds) == {}, "the kill came too late"
-        again = finish(folder, None, every_seconds)
-        assert again["digest"] == expected["digest"], f"killed at event {kill_at}"
-        assert record(folder) == lines, f"killed at event {kill_at}"
+    for event in range(1, expected["events"] + 1):
+        result = json.loads((folder / str(event) / "result.json").read_text())
+        assert result["digest"] == expected["digest"], f"killed at event {event}"
+        assert record(folder / str(event)) == lines, f"killed at event {event}"
+
+
+@SAVING
+def test_it_goes_on_from_what_any_kill_leaves(undisturbed, tmp_path, every_seconds):
+    """The folder is copied at every event of one run, and each copy is brought to its end."""
+    left = tmp_path / "left"
+    assert forked.run(toy_methods.run_toy, str(tmp_path / "run"), None, every_seconds, None, str(left)) == 0
+    assert forked.run(toy_methods.resume_each, str(left), every_seconds) == 0
+    check_all_ended_equal(undisturbed, left)
+
+
+@pytest.mark.slow
+@SAVING
+def test_killed_at_every_point(undisturbed, tmp_path, every_seconds):
+    """The same with a real kill and a new process for every event."""
+    events = undisturbed[0]["events"]
+    failed_at = forked.run(toy_methods.kill_at_every_event, str(tmp_path), every_seconds, events)
+    assert failed_at == 0, f"event {failed_at}: the kill came too late, or the resume failed"
+    check_all_ended_equal(undisturbed, tmp_path)
 
 
 def test_killed_again_and_again(undisturbed, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -210,6 +211,24 @@ def test_a_writer_killed_at_any_time_leaves_whole_content(tmp_path):
         process.kill()
         process.join()
         assert read_json(path)["filler"] == "x" * 20_000
+
+
+def test_the_next_holder_removes_what_killed_writers_left(folder, tmp_path):
+    def killed(temporary: Path) -> None:
+        shutil.copy(temporary, tmp_path / temporary.name)
+        raise KeyError
+
+    (folder.path / "artifacts" / ".model.partial").mkdir(parents=True)
+    for path in (folder.path / "status.json", folder.path / "artifacts" / "scores.npz"):
+        path.touch()
+        with pytest.raises(KeyError):
+            replace_atomic(path, killed)
+        (left,) = tmp_path.glob(f".{path.name}.*")  # as such a writer names it
+        left.rename(path.parent / left.name)
+    with folder.lock():
+        assert {path.name for path in folder.path.rglob("*")} == {
+            "status.json", "artifacts", "scores.npz", "lock.json", ".lock.guard"
+        }  # fmt: skip
 
 
 def test_status_merges(folder):

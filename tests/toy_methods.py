@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -164,8 +165,17 @@ class FileObserver:
         self.metrics.rewind(position)
 
 
-def run_toy(folder: str, kill_at: int | None, every_seconds: float, stop_at: int | None = None) -> int:
-    """Runs ``every_verb`` in ``folder``; kills itself with signal 9 at event number ``kill_at``; counts events."""
+def run_toy(
+    folder: str,
+    kill_at: int | None,
+    every_seconds: float,
+    stop_at: int | None = None,
+    snapshots: str | None = None,
+) -> int:
+    """Runs ``every_verb`` in ``folder``; kills itself with signal 9 at event number ``kill_at``; counts events.
+
+    With ``snapshots`` it copies its folder to snapshots/EVENT at every event: what a kill there would leave behind.
+    """
     from runner.errors import StopRequested
 
     path = Path(folder)
@@ -175,6 +185,8 @@ def run_toy(folder: str, kill_at: int | None, every_seconds: float, stop_at: int
     def event() -> None:
         nonlocal events
         events += 1
+        if snapshots is not None:
+            shutil.copytree(path, f"{snapshots}/{events}")
         if events == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -195,4 +207,33 @@ def run_toy(folder: str, kill_at: int | None, every_seconds: float, stop_at: int
     ctx.finish()
     observer.metrics.close()
     (path / "result.json").write_text(json.dumps({**result, "events": events, "said": observer.said}))
+    return 0
+
+
+def resume_each(folder: str, every_seconds: float) -> int:
+    """Goes on from every snapshot in ``folder``, in one process whose random state is never the same."""
+    torch.seed()
+    for snapshot in sorted(Path(folder).iterdir()):
+        numpy.random.seed(torch.randint(2**31, ()).item())
+        run_toy(str(snapshot), None, every_seconds)
+    return 0
+
+
+def kill_at_every_event(folder: str, every_seconds: float, events: int) -> int:
+    """For each event: a process that is killed there, and one that goes on from what it left, in ``folder``/EVENT.
+
+    Returns 0, or the event where the first did not die by signal 9 or the second did not end well. Processes are
+    forked from this one, which has not computed anything.
+    """
+    for event in range(1, events + 1):
+        for kill_at, expected in ((event, -signal.SIGKILL), (None, 0)):
+            process = os.fork()
+            if process == 0:
+                code = 1
+                try:
+                    code = run_toy(f"{folder}/{event}", kill_at, every_seconds)
+                finally:
+                    os._exit(code)
+            if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != expected:
+                return event
     return 0

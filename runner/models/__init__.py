@@ -127,7 +127,7 @@ def describe_model(settings: ModelSettings, *, image_size: int, small_image_stem
             text += f"; their origin switched on {origin.padding} padding"
         if origin and origin.normalisation:
             mean, std = origin.normalisation["mean"], origin.normalisation["std"]
-            text += f"; their normalisation is mean {_numbers(mean)}, std {_numbers(std)} on 0-255"
+            text += f"; their normalisation is switched on: mean {_numbers(mean)}, std {_numbers(std)} on 0-255"
     return text
 
 
