@@ -71,7 +71,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or ""
+        key = _set_with_missing_name(error, overrides) or getattr(error, "full_key", None) or ""
         where = f" (set {_origin(key, overrides, chosen, path)})" if key else ""
         if type(error).__name__ == "MissingMandatoryValue":
             raise UserError(f"{key} has no value: add {key}=VALUE to the command line{where}") from None
@@ -79,6 +79,13 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
         reason = re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", _first_line(error))
         raise UserError(f"{key}: {reason}{where}") from None
     return Composed(config=config, overrides=overrides, choices=chosen, search_path=path, node=cfg)
+
+
+def _set_with_missing_name(error: Exception, overrides: Sequence[str]) -> str | None:
+    """The key of the override that names what an interpolation does not find; others may only refer to that key."""
+    missing = re.search(r"Interpolation key '([^']+)' not found", str(error))
+    words = [word for word in overrides if missing and "${" + missing[1] in word]
+    return words[0].partition("=")[0].lstrip("+") if words else None
 
 
 def _check_words(overrides: Iterable[str], path: Sequence[Path]) -> None:

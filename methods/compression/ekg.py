@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runner.fit import Fitted, fit, test_metrics
-from runner.methods.compression.ekg_search import WEIGHTS, EKGSearch, FoundNetworks, gate_network
+from runner.methods.compression.ekg_search import WEIGHTS, FoundNetworks, gate_network
 from runner.methods.compression.executor import SlicedExecutor
 from runner.methods.compression.gates import GatedNetwork
 from runner.methods.compression.knowledge_bank import (
@@ -57,17 +57,17 @@ class EKG:
     search: SearchSettings = field(default_factory=SearchSettings)
     fine_tune: FineTuneSettings = field(default_factory=FineTuneSettings)
 
-    paper: ClassVar[str] = EKGSearch.paper
-    fidelity: ClassVar[str] = EKGSearch.fidelity
-    data: ClassVar[tuple[str, ...]] = EKGSearch.data
-    model: ClassVar[tuple[str, ...]] = EKGSearch.model
+    paper: ClassVar[str] = "arXiv:2203.02651"
+    fidelity: ClassVar[str] = "official"
+    data: ClassVar[tuple[str, ...]] = ("images",)
+    model: ClassVar[tuple[str, ...]] = ("classifier",)
     claim: ClassVar[str] = (
         "About 45% of the FLOPs of ResNet-50 go without loss of accuracy; the sub-networks met in the search are free "
         "teachers."
     )
-    citation: ClassVar[str] = EKGSearch.citation
+    citation: ClassVar[str] = "Lee and Song. Ensemble Knowledge Guided Sub-network Search and Fine-tuning. ECCV 2022."
     deviations: ClassVar[tuple[str, ...]] = (
-        *EKGSearch.deviations,
+        "in the search: those that `runner show ekg_search` lists",
         "crops and colours are drawn for every image and view; the code draws them once for a batch and view",
         "knowledge single: the full network teaches in evaluation mode (the paper does not say)",
     )

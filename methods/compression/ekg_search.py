@@ -46,10 +46,7 @@ class EKGSearch:
     claim: ClassVar[str] = (
         "The ensemble of sub-networks met in a search tells better than the validation loss which filters to remove."
     )
-    citation: ClassVar[str] = (
-        "Seunghyun Lee and Byung Cheol Song. Ensemble Knowledge Guided Sub-network Search and Fine-tuning for Filter "
-        "Pruning. ECCV 2022."
-    )
+    citation: ClassVar[str] = "Lee and Song. Ensemble Knowledge Guided Sub-network Search and Fine-tuning. ECCV 2022."
     deviations: ClassVar[tuple[str, ...]] = (
         "losses on D_val are means over its images; the code divides by a constant 256 (no decision depends on it)",
         "the fine search rounds rates to 5 decimals; search.rate_decimals=2 is the original",
