@@ -105,14 +105,15 @@ def _tracking(settings: Settings) -> Iterator[Line]:
         yield MISSING if mode != "none" else ABSENT, "W&B", "pip install wandb, or run with tracking=none"
         return
     yield OK, "W&B", f"{version}, mode {mode}"
-    if _logged_in():
+    if logged_in():
         yield OK, "W&B login", "a key is stored"
     else:
         needed = MISSING if mode == "online" else ABSENT
         yield needed, "W&B login", "wandb login (only tracking=online needs it)"
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
+    """Whether a key for the W&B server is in the environment or in .netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
