@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import registry
+from runner.defaults import runs_default
 from runner.errors import UserError, did_you_mean
 from runner.folder import RunFolder
 from runner.key import LEFT_OUT
@@ -110,8 +111,7 @@ def runs_folder(words: Sequence[str]) -> tuple[Path, list[str]]:
         UserError: there is no such folder.
     """
     given = [word.partition("=")[2] for word in words if word.startswith("paths.runs=")]
-    default = registry.read_yaml(registry.package_conf() / "config.yaml")["paths"]["runs"]
-    folder = Path(given[-1] if given else default).expanduser().absolute()
+    folder = Path(given[-1] if given else runs_default()).expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"there are no run folders in {folder}; name their place with paths.runs=DIR")
     return folder, [word for word in words if not word.startswith("paths.runs=")]

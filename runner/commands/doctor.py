@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from runner import registry
+from runner.commands.runs import shown
 from runner.compose import Composed, compose
 from runner.errors import UserError
 from runner.settings import Settings, build_section, validate
@@ -46,6 +47,11 @@ def _findings(settings: Settings, composed: Composed) -> Iterator[Line]:
     yield _disk("run folders", settings.paths.runs, "paths.runs")
     yield _disk("data folder", settings.paths.data, "paths.data")
     yield OK, "config folders", ", ".join(map(str, composed.search_path))
+    if composed.site.file is None:
+        yield ABSENT, "defaults file", "none (~/.config/paper-runner/defaults.yaml, or where RUNNER_DEFAULTS says)"
+    else:
+        values = " ".join(f"{key}={shown(value)}" for key, value in composed.site.values.items())
+        yield OK, "defaults file", f"{composed.site.file}: {values or 'nothing of it is in force'}"
 
 
 def _torch(device: str) -> Iterator[Line]:
