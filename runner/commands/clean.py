@@ -5,6 +5,7 @@ Lists what could go, with sizes; deletes it only with --yes:
   - whole runs that failed or were interrupted more than DAYS days ago (default 30); stopped ones are kept
   - leftovers: half-written files, stale locks, folders in which no run ever began
 A finished run's results and network are never touched, nor a run that is going on. Filters are those of `runner runs`.
+Exit code 1 when something resisted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.commands import Parser
-from runner.commands.runs import Filter, age, lookup, print_columns, size
+from runner.commands.runs import Filter, age, fitting, print_columns, size
 from runner.errors import UserError
 from runner.folder import Locked
 from runner.records import Record, disk_bytes, find_runs, runs_folder
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
     if not options.yes:
         print(f"{size(sum(sizes))} in {len(found)} places; nothing was deleted: --yes does it")
         return 0
-    freed = 0
+    freed = failures = 0
     for count, candidate in zip(sizes, found, strict=True):
         try:
             candidate.remove()
@@ -90,14 +91,18 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
             print(f"runner: kept {candidate.path}: a run began there", file=sys.stderr)
         except FileNotFoundError:
             continue  # somebody else was faster
+        except OSError as error:
+            failures += 1
+            print(f"runner: kept {candidate.path}: {error.strerror}", file=sys.stderr)
     print(f"deleted {size(freed)}")
-    return 0
+    return 1 if failures else 0
 
 
 def candidates(folder: Path, filters: Sequence[Filter], older_than_days: float) -> Iterator[Candidate]:
     """What could go at or below ``folder``; nothing of a run whose lock is alive."""
-    for record in find_runs(folder):
-        if record.folder.in_use() or not (not filters or all(one.holds(lookup(record)) for one in filters)):
+    records = list(find_runs(folder))
+    for record in fitting(records, filters) if filters else records:
+        if record.folder.in_use():
             continue
         if not record.status and not record.result:
             if time.time() - record.path.stat().st_mtime > BEGINNING_SECONDS:

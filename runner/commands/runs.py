@@ -50,17 +50,25 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
     records = sorted(find_runs(folder), key=lambda record: record.changed)
     if not records:
         raise no_runs(folder)
-    values = [lookup(record) for record in records]
-    for one in filters:
-        if not any(one.name in known for known in values):
-            raise unknown_name(one.name, sorted(set().union(*values)))
-    chosen = [record for record, known in zip(records, values, strict=True) if all(one.holds(known) for one in filters)]
     defaults = Defaults(config_dirs)
-    rows = [row(record, defaults) for record in chosen]
+    rows = [row(record, defaults) for record in fitting(records, filters)]
     {"text": _text, "csv": _csv, "json": _json}[options.format](rows)
     if not rows:
         print(f"runner: none of {len(records)} runs in {folder} fits the filters", file=sys.stderr)
     return 0
+
+
+def fitting(records: Sequence[Record], filters: Sequence[Filter]) -> list[Record]:
+    """The runs for which all filters hold.
+
+    Raises:
+        UserError: a filter names what no run has.
+    """
+    values = [lookup(record) for record in records]
+    for one in filters:
+        if not any(one.name in known for known in values):
+            raise unknown_name(one.name, sorted(set().union(*values)))
+    return [record for record, known in zip(records, values, strict=True) if all(one.holds(known) for one in filters)]
 
 
 def head(record: Record) -> dict[str, Any]:

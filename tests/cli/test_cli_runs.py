@@ -302,3 +302,22 @@ def test_clean_older_than_and_filters(runs, capsys):
     assert main(["clean", "--older-than", "0", "method.target_rate=0.6", "--yes"]) == 0
     left = {path.name for path in (runs / "ekg-resnet20-digits").iterdir()}
     assert left == {f"bbbb0000000{n}" for n in (1, 3, 4)}
+
+
+def test_clean_refuses_a_filter_that_means_nothing(runs, capsys):
+    before = files(runs)
+    assert main(["clean", "--older-than", "0", "--yes", "metod!=ekg"]) == 2
+    assert "'metod'" in capsys.readouterr().err
+    assert files(runs) == before
+
+
+def test_a_folder_that_a_run_takes_meanwhile_is_kept(runs, monkeypatch, capsys):
+    """The lock is asked again at the moment of deletion."""
+    from runner.commands import clean
+
+    found = list(clean.candidates(runs, [], 30.0))
+    own_lock(found[0].path)
+    monkeypatch.setattr(clean, "candidates", lambda *_: found)
+    assert main(["clean", "--yes"]) == 0
+    assert "a run began there" in capsys.readouterr().err
+    assert found[0].path.is_dir()
