@@ -6,8 +6,8 @@ leaves out what cannot change a result (command line, tracking, display, tables)
 
 from __future__ import annotations
 
-import ast
 import hashlib
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -61,6 +61,13 @@ def code_fingerprint(*targets: str | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+# Import statements at any indentation. A line of a docstring that looks like one only adds a module to the fingerprint;
+# parsing the sources properly takes ten times as long, and every start and every stored answer asks.
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+([.\w]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]*)|import[ \t]+([\w., \t]+))", re.MULTILINE
+)
+
+
 def _left_out(module: str) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in LEFT_OUT)
 
@@ -70,14 +77,14 @@ def _read(file: Path, module: str, changed: int) -> tuple[str, tuple[str, ...]]:
     source = file.read_bytes()
     found: list[str] = []
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = package.split(".")
-                base = ".".join(parents[: len(parents) - node.level + 1] + ([base] if base else []))
-            found.append(base)
-            found += [f"{base}.{alias.name}" for alias in node.names]  # the names may be modules
+    for base, names, plain in _IMPORT.findall(source.decode(errors="replace")):
+        if plain:
+            found += [word.split()[0] for word in plain.split(",") if word.strip()]
+            continue
+        level = len(base) - len(base.lstrip("."))
+        if level:
+            parents = package.split(".")
+            base = ".".join([*parents[: len(parents) - level + 1], *filter(None, [base.lstrip(".")])])
+        found.append(base)
+        found += [f"{base}.{name}" for name in re.findall(r"[A-Za-z_]\w*", names)]  # the names may be modules
     return hashlib.sha256(source).hexdigest(), tuple(sorted(set(found)))

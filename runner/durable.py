@@ -71,10 +71,16 @@ class Durable:
     # ---- the verbs -------------------------------------------------------------------------------------------------
 
     def track(self, **objects: Any) -> None:
-        """Names the state that loops save and restore. A cut or swapped object is tracked again under its name."""
+        """Names the state that loops save and restore. A cut or swapped object is tracked again under its name.
+
+        ``name=None`` ends the tracking of an object that no later loop changes, so that they need not save it.
+        """
         for name, item in objects.items():
-            check_trackable(name, item)
-        self._tracked.update(objects)
+            if item is None:
+                self._tracked.pop(name, None)
+            else:
+                check_trackable(name, item)
+                self._tracked[name] = item
 
     def loop(
         self,

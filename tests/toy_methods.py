@@ -76,7 +76,7 @@ def every_verb(ctx: Durable, event) -> dict[str, float]:
         event()
     event()
     search, scores = Widths(), torch.zeros(3)
-    ctx.track(search=search, scores=scores)
+    ctx.track(search=search, scores=scores, optimizer=None)
     for step in ctx.loop("search", until=lambda: search.width <= 4):
         event()
         search.width -= 1

@@ -67,7 +67,7 @@ class EKGSearch:
         images, labels, _ = next(ctx.batches(validation, len(validation), shuffle=False, augment=False).iterate(0))
         gated = gate_network(ctx, network)
         search = Search(gated, images, labels, self.search, self.target_rate)
-        ctx.track(search=search)
+        ctx.track(search=search, network=None, optimizer=None)  # the search changes no weights
         for _ in ctx.loop("search", until=lambda: search.flops_rate <= self.target_rate):
             chosen = search.step()
             ctx.log(loss=chosen.loss, score=chosen.score, flops_rate=search.flops_rate, gate=chosen.gate)
