@@ -12,14 +12,20 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
-from runner.errors import RunFailed, StopRequested, UserError, did_you_mean, nearest
+from runner.commands import Parser
+from runner.errors import RunFailed, StopRequested, UserError, nearest
 
 # Each stands in runner/commands/NAME.py with main(arguments, config_dirs) -> exit code, and its help in the docstring.
 COMMANDS = {
     "list": "what there is: methods, models, datasets, recipes, scales, tables; wildcards",
     "show": "a method's page: paper, claim, recipe, deviations, tables, how to cite",
+    "runs": "past runs: settings, state, metrics, age, disk; filters such as method=ekg 'accuracy>0.9'",
+    "compare": "two runs: how config, metrics and code differ",
+    "clean": "what could go: old checkpoints, failed runs, leftovers; goes with --yes",
+    "evaluate": "the test metrics of a run's network, on its own or another data set",
+    "profile": "parameters, FLOPs and latency of a run's network on this machine",
+    "sync": "sends finished runs to Weights & Biases",
     "doctor": "what this machine has, and what is missing",
     "completion": "a script for tab completion in bash, zsh or fish",
 }
@@ -50,21 +56,19 @@ Exit codes: 0 done, 2 the request was wrong, 1 the run failed, 75 stopped and re
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `runner --help` shows the options")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="runner", add_help=False, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser()
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("-c", "--cfg")
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("-p", "--package")
-    parser.add_argument("-cd", "--config-dir", action="append", default=[], type=Path)
     parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("words", nargs="*")
+    return _with_config_dir(parser)
+
+
+def _with_config_dir(parser: Parser) -> Parser:
+    parser.add_argument("-cd", "--config-dir", action="append", default=[], type=Path)
     return parser
 
 
@@ -85,11 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(argv: list[str]) -> int:
-    options, unknown = _parser().parse_known_intermixed_args(argv)
+    shared, rest = _with_config_dir(Parser()).parse_known_args(argv)
+    name = next((word for word in rest if not word.startswith("-")), None)
+    module = import_module(f"runner.commands.{name}") if name in COMMANDS else None
+    if hasattr(module, "parser") and not {"-h", "--help"} & set(rest):
+        rest.remove(name)
+        return _quietly(lambda: module.main(rest, shared.config_dir))
+    options = _parser().read(argv)
     words: list[str] = options.words
-    if unknown:
-        flags = ["--help", "--version", "--cfg", "--resolve", "--package", "--config-dir", "--multirun"]
-        raise UserError(f"unknown option '{unknown[0]}'; {did_you_mean(unknown[0], flags)}")
     command = words[0] if words and not _is_override(words[0]) else None
     if command not in (None, "run", *COMMANDS):
         close = nearest(command, ["run", *COMMANDS], count=1)
@@ -99,8 +106,7 @@ def _answer(argv: list[str]) -> int:
         from runner import __version__
 
         return _print(f"runner {__version__}")
-    if command in COMMANDS:
-        module = import_module(f"runner.commands.{command}")
+    if module is not None:
         if options.help:
             return _print(module.__doc__.strip())
         return _quietly(lambda: module.main(words[1:], options.config_dir))

@@ -17,6 +17,7 @@ LEFT_OUT = (
     "runner.cli",
     "runner.commands",
     "runner.compose",
+    "runner.defaults",
     "runner.registry",
     "runner.progress",
     "runner.tracking",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import registry
+from runner.defaults import SiteDefaults, site_defaults
 from runner.errors import UserError, did_you_mean, nearest
 
 # Hydra's own keys that mean something here; folders and logging are the runner's business.
@@ -30,9 +31,12 @@ class Composed:
     choices: dict[str, str]  # group -> name
     search_path: list[Path]
     node: Any = field(repr=False)  # the OmegaConf node, interpolations unresolved
+    site: SiteDefaults = field(default_factory=SiteDefaults)  # the values of the defaults file that are in force
 
     def origin(self, key: str) -> str:
         """Where the value of a dotted key was set: 'on the command line' or 'in FILE'."""
+        if any(f"{name}.".startswith(f"{key}.") for name in self.site.values):
+            return f"in {self.site.file}"
         return _origin(key, self.overrides, self.choices, self.search_path)
 
     def to_yaml(self, *, resolve: bool = False, package: str | None = None) -> str:
@@ -68,17 +72,22 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     with open_dict(cfg):
         del cfg["hydra"]
     _check_files(cfg, chosen, path)
+    site = site_defaults(path)
+    site = SiteDefaults(site.file, site.applying(OmegaConf.to_container(cfg), overrides, path))
+    for key, value in site.values.items():
+        OmegaConf.update(cfg, key, value)
+    composed = Composed(config={}, overrides=overrides, choices=chosen, search_path=path, node=cfg, site=site)
     try:
-        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        composed.config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = _set_with_missing_name(error, overrides) or getattr(error, "full_key", None) or ""
-        where = f" (set {_origin(key, overrides, chosen, path)})" if key else ""
+        where = f" (set {composed.origin(key)})" if key else ""
         if type(error).__name__ == "MissingMandatoryValue":
             raise UserError(f"{key} has no value: add {key}=VALUE to the command line{where}") from None
         # OmegaConf reports a resolver's own exception as 'KeyError raised while resolving interpolation: "..."'
         reason = re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", _first_line(error))
         raise UserError(f"{key}: {reason}{where}") from None
-    return Composed(config=config, overrides=overrides, choices=chosen, search_path=path, node=cfg)
+    return composed
 
 
 def _set_with_missing_name(error: Exception, overrides: Sequence[str]) -> str | None:

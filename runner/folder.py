@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from runner.errors import UserError
-from runner.storage import read_json, remove_partial, write_json
+from runner.storage import PARTIAL, read_json, remove_partial, write_json
 
 _STATUS = threading.Lock()  # the run and its status writer share the file
 HEARTBEAT_SECONDS = 15.0
@@ -95,6 +95,26 @@ class RunFolder:
         for name in ("checkpoints", "artifacts", "figures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
+    def in_use(self) -> bool:
+        """Whether a live process holds the lock."""
+        path = self.path / "lock.json"
+        owner = read_json(path)
+        return bool(owner) and _alive(owner, path)
+
+    def remove(self) -> None:
+        """Deletes the folder with all that is in it.
+
+        Raises:
+            Locked: a live process holds it.
+        """
+        condemned = self.path.with_name(f".{self.path.name}{PARTIAL}")
+        with _guard(self.path):
+            if self.in_use():
+                raise Locked(self.path, read_json(self.path / "lock.json"))
+            shutil.rmtree(condemned, ignore_errors=True)
+            self.path.rename(condemned)  # nobody meets half a run
+        shutil.rmtree(condemned)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the run for this process.
@@ -104,9 +124,8 @@ class RunFolder:
         """
         path = self.path / "lock.json"
         with _guard(self.path):
-            owner = read_json(path)
-            if owner and _alive(owner, path):
-                raise Locked(self.path, owner)
+            if self.in_use():
+                raise Locked(self.path, read_json(path))
             pid = os.getpid()
             mine = {"pid": pid, "start": process_start(pid), "host": socket.gethostname()}
             write_json(path, mine)

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from runner import registry
+from runner.commands.runs import shown
 from runner.compose import Composed, compose
 from runner.errors import UserError
 from runner.settings import Settings, build_section, validate
@@ -46,6 +47,11 @@ def _findings(settings: Settings, composed: Composed) -> Iterator[Line]:
     yield _disk("run folders", settings.paths.runs, "paths.runs")
     yield _disk("data folder", settings.paths.data, "paths.data")
     yield OK, "config folders", ", ".join(map(str, composed.search_path))
+    if composed.site.file is None:
+        yield ABSENT, "defaults file", "none (~/.config/paper-runner/defaults.yaml, or where RUNNER_DEFAULTS says)"
+    else:
+        values = " ".join(f"{key}={shown(value)}" for key, value in composed.site.values.items())
+        yield OK, "defaults file", f"{composed.site.file}: {values or 'nothing of it is in force'}"
 
 
 def _torch(device: str) -> Iterator[Line]:
@@ -105,14 +111,15 @@ def _tracking(settings: Settings) -> Iterator[Line]:
         yield MISSING if mode != "none" else ABSENT, "W&B", "pip install wandb, or run with tracking=none"
         return
     yield OK, "W&B", f"{version}, mode {mode}"
-    if _logged_in():
+    if logged_in():
         yield OK, "W&B login", "a key is stored"
     else:
         needed = MISSING if mode == "online" else ABSENT
         yield needed, "W&B login", "wandb login (only tracking=online needs it)"
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
+    """Whether a key for the W&B server is in the environment or in .netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
