@@ -53,7 +53,15 @@ def test_every_decisive_setting_enters(method, scale):
     config = composed(f"method={method}", f"scale={scale}")
     leaves = [leaf for leaf, _ in flatten(config) if leaf.partition(".")[0] not in LEFT_OUT and leaf not in PLACES]
     assert len(leaves) > 40
-    assert {leaf.partition(".")[0] for leaf in leaves} >= {"method", "model", "dataset", "recipe", "scale", "seed"}
+    assert {leaf.partition(".")[0] for leaf in leaves} >= {
+        "method",
+        "model",
+        "dataset",
+        "recipe",
+        "scale",
+        "seed",
+        "seeds",
+    }
     keys = {leaf: key(changed(config, leaf)) for leaf in leaves}
     assert key(config) not in keys.values(), [leaf for leaf, found in keys.items() if found == key(config)]
     assert len(set(keys.values())) == len(keys), "two different changes have one key"
@@ -69,7 +77,7 @@ def test_hardware_tracking_places_and_switches_do_not(method):
 
 def test_every_section_of_the_schema_is_decided_about():
     """A new section must be put into the key's table on purpose."""
-    decisive = {"model", "dataset", "recipe", "scale"}
+    decisive = {"model", "dataset", "recipe", "seeds", "scale"}
     assert decisive | LEFT_OUT >= set(SECTIONS)
     assert not decisive & LEFT_OUT
 
