@@ -65,13 +65,11 @@ def fit(
     best: dict[str, Any] = {"accuracy": -1.0, "weights": None}
     validate = len(ctx.data.validation) > 0
     mix = mixing(recipe, ctx.data.num_classes)
-    ctx.track(model=model, optimizer=optimizer, best=best)
     averaged = None
     if recipe.ema_decay is not None:
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
-        ctx.track(averaged=averaged)
-    if recipe.accumulation > 1:
-        ctx.track(gradients=Gradients(parameters))
+    gradients = Gradients(parameters) if recipe.accumulation > 1 else None
+    ctx.track(model=model, optimizer=optimizer, best=best, averaged=averaged, gradients=gradients)
 
     arguments = len(inspect.signature(loss).parameters)
     model.train()
