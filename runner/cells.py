@@ -89,7 +89,15 @@ def check(planned: Plan) -> Checked:
             f"method {config['method']['name']} takes {' or '.join(accepted)}, and dataset {settings.dataset.name} "
             f"has {kind}; choose another dataset=, see `runner list datasets`"
         )
-    return Checked(planned, settings, build_method(config, method_class, planned.origin))
+    method = build_method(config, method_class, planned.origin)
+    mixed = next((name for name in ("mixup", "cutmix") if getattr(settings.recipe, name)), None)
+    if mixed and not getattr(method, "soft_labels", False):
+        where = f" (set {planned.origin(f'recipe.{mixed}')})" if planned.origin else ""
+        raise UserError(
+            f"recipe.{mixed}={getattr(settings.recipe, mixed)}{where} mixes labels, and method "
+            f"{config['method']['name']} as it is set takes class numbers: set recipe.{mixed}=0"
+        )
+    return Checked(planned, settings, method)
 
 
 def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cell:

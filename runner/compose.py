@@ -301,10 +301,8 @@ def _origin(key: str, overrides: Iterable[str], choices: dict[str, str], path: S
         if match and match["key"] not in choices and (f"{key}.".startswith(f"{match['key']}.")):
             return "on the command line"
     section, _, rest = key.partition(".")
-    recommended = next(
-        (f"recommended/{name}" for group, name in choices.items() if group.startswith("recommended")), ""
-    )
-    candidates = [(recommended, key), (f"method/{choices.get('method')}", key)]
+    overlays = [f"{group}/{choices.get(f'{group}@_global_')}" for group in ("recommended/recipe", "recommended")]
+    candidates = [(overlay, key) for overlay in overlays] + [(f"method/{choices.get('method')}", key)]
     candidates += [(f"{section}/{choices.get(section)}", rest), ("config", key)]
     for relative, inner in candidates:
         for folder in path:

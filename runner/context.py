@@ -69,6 +69,7 @@ class Context:
             observer=observer,
             every_seconds=settings.checkpoint.every_seconds,
             log_every=settings.tracking.every_steps,
+            seeds=settings.seeds,
             max_epochs=self.scale.max_epochs,
             max_steps=self.scale.max_steps,
             stop_requested=launch.stop_requested,
@@ -171,7 +172,7 @@ class Context:
         from runner.models import build_model
 
         data = self.data
-        with randomness.stream(self.seed, "model", self._next("model")):
+        with randomness.stream(self.durable.seeds.initialisation, "model", self._next("model")):
             network = build_model(
                 self.settings.model,
                 num_classes=data.num_classes,

@@ -19,6 +19,7 @@ from runner import randomness
 from runner.checkpoints import Checkpoints, decode, encode
 from runner.errors import RunFailed, StopRequested
 from runner.loop import Loop
+from runner.schema import Seeds
 from runner.tracked import check_trackable, read_state, write_state
 
 Result = TypeVar("Result")
@@ -48,11 +49,13 @@ class Durable:
         observer: Observer,
         every_seconds: float,
         log_every: int,
+        seeds: Seeds | None = None,
         max_epochs: int | None = None,
         max_steps: int | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.seed = seed
+        self.seeds = (seeds or Seeds()).filled(seed)
         self.device = device
         self.checkpoints = checkpoints
         self.observer = observer

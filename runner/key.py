@@ -4,9 +4,9 @@ What enters: every section and value of the composed config except those named i
 
 | enters | as |
 |---|---|
-| method, recipe, scale, seed, precision, model, dataset, roles (baseline, teacher ...) | their values |
+| method, recipe, scale, seed, seeds, precision, model, dataset, roles (baseline, teacher ...) | their values |
 | dataset.path, model.weights | the fingerprint of the content (sha256 of a file, names and sizes of a folder) |
-| fields declared as added later (conf/added_later.yaml), while they stand at their neutral value | not at all |
+| fields added later (conf/added_later.yaml), a role's too, while they stand at their neutral value | not at all |
 | hardware, tracking, paths, checkpoint, force, allow_code_change, offline | not at all |
 
 Order of keys does not matter; 1 and 1.0 are equal.
@@ -35,7 +35,7 @@ def run_key(
         config: the composed, resolved config.
         fingerprints: for each of ``PATHS`` that is set, the fingerprint of its content; without one the path says
             nothing about the result (a set with published checksums) and counts as not set.
-        added_later: dotted name of a field -> the neutral value at which it is left out.
+        added_later: dotted name of a field -> the neutral value at which it is left out, in a role's section too.
     """
     decisive = {name: value for name, value in config.items() if name not in LEFT_OUT}
     flat = _flatten(decisive)
@@ -43,10 +43,17 @@ def run_key(
         if flat.get(path) is not None:
             flat[path] = (fingerprints or {}).get(path)
     for field, neutral in (added_later or {}).items():
-        if field in flat and _canonical(flat[field]) == _canonical(neutral):
-            del flat[field]
+        for name in [name for name in flat if name == field or _in_role(name) == field]:
+            if _canonical(flat[name]) == _canonical(neutral):
+                del flat[name]
     text = json.dumps({name: _canonical(value) for name, value in flat.items()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _in_role(name: str) -> str:
+    """recipe.mixup of baseline.recipe.mixup; a method's own section may use such names for something else."""
+    section, _, rest = name.partition(".")
+    return "" if section == "method" else rest
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -26,7 +26,8 @@ class Loop:
     - None with ``until``: yields 0, 1, ... as long as ``until()`` is false, asked before every step;
     - batches: an object with ``iterate(seed, start)`` (order is a function of the seed), or any re-iterable such as a
       DataLoader; tensors are moved to the device. Every epoch starts from a random stream of its own, so skipping to
-      the middle of one after a kill gives the batches that would have come.
+      the middle of one after a kill gives the batches that would have come. A re-iterable draws its order from that
+      stream too, so ``seeds.order`` varies only what has ``iterate``.
 
     Leaving by ``break`` is allowed: after a kill the steps since the last saved state are run again, to the same end.
     """
@@ -106,11 +107,13 @@ class Loop:
 
     def _epoch_items(self) -> Iterator[Any]:
         """What the current epoch yields from the current offset on; leaves the epoch's own random stream running."""
-        seed = randomness.stream_seed(self.durable.seed, self.path, "epoch", self.epoch)
-        randomness.seed_everything(seed)
-        if self.source is None or isinstance(self.source, int):
+        seeds = self.durable.seeds
+        numbers = self.source is None or isinstance(self.source, int)
+        drawn = seeds.episodes if numbers else seeds.augmentation
+        randomness.seed_everything(randomness.stream_seed(drawn, self.path, "epoch", self.epoch))
+        if numbers:
             return count(self.position) if self.source is None else iter(range(self.offset, self.source))
-        order = randomness.stream_seed(self.durable.seed, self.path, "order", self.epoch)
+        order = randomness.stream_seed(seeds.order, self.path, "order", self.epoch)
         if hasattr(self.source, "iterate"):
             return iter(self.source.iterate(order, self.offset))
         items = iter(self.source)

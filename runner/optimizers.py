@@ -9,6 +9,10 @@ import torch
 
 from runner.schema import OptimizerSettings, ScheduleSettings
 
+ONE_CYCLE_RISE = 0.3  # part of all steps; these three are torch's defaults
+ONE_CYCLE_START = 25.0  # the base rate over the first
+ONE_CYCLE_END = 1e4  # the first over the last
+
 
 class TensorFlowSGD(torch.optim.Optimizer):
     """SGD with momentum as TensorFlow 2 defines it: the learning rate is inside the velocity.
@@ -71,17 +75,39 @@ def learning_rate(base: float, settings: ScheduleSettings, *, step: int, steps_p
     """The learning rate of a 0-based step.
 
     ``step``: milestones are fractions of all epochs, rounded down to whole epochs, the first epoch always at the base
-    rate; ``cosine``: to zero at the end, per step; a linear warm-up over ``warmup_epochs`` multiplies either.
+    rate. All others move every step, and with t the part of all steps that is done: ``cosine``: (1 + cos(pi t)) / 2;
+    ``linear``: 1 - t; ``polynomial``: (1 - t)^power; ``one_cycle`` (Smith and Topin, arXiv:1708.07120, the learning
+    rate alone): from base / 25 to base in the first 30% of the steps and to base / 250,000 at the last, along cosines,
+    as torch's OneCycleLR has it. A linear warm-up over ``warmup_epochs`` multiplies what the schedule says.
     """
     epoch = step // steps_per_epoch
+    done = step / (steps_per_epoch * epochs)
     rate = base
     if settings.name == "step":
         passed = sum(epoch >= _milestone_epoch(milestone, epochs) for milestone in settings.milestones)
         rate *= settings.factor**passed
     elif settings.name == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * step / (steps_per_epoch * epochs)))
+    elif settings.name == "linear":
+        rate *= 1 - done
+    elif settings.name == "polynomial":
+        rate *= (1 - done) ** settings.power
+    elif settings.name == "one_cycle":
+        return base * _one_cycle(step, steps_per_epoch * epochs)
     warmup = settings.warmup_epochs * steps_per_epoch
     return rate * min(1.0, (step + 1) / warmup) if warmup else rate
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    top, last = ONE_CYCLE_RISE * steps - 1, steps - 1
+    low, end = 1 / ONE_CYCLE_START, 1 / (ONE_CYCLE_START * ONE_CYCLE_END)
+    if step <= top:
+        return _along_cosine(low, 1.0, step / top)
+    return _along_cosine(1.0, end, (step - top) / (last - top))
+
+
+def _along_cosine(start: float, end: float, part: float) -> float:
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * part))
 
 
 def _milestone_epoch(milestone: float, epochs: int) -> int:

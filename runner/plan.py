@@ -13,7 +13,7 @@ from runner.folder import RunFolder
 from runner.key import LEFT_OUT, run_key
 
 # Sections that every run has; other top-level sections describe trained networks that the method starts from (roles).
-BASE = frozenset({"method", "model", "dataset", "recipe", "scale", "seed", "precision"}) | LEFT_OUT
+BASE = frozenset({"method", "model", "dataset", "recipe", "scale", "seed", "seeds", "precision"}) | LEFT_OUT
 
 
 @dataclass
@@ -94,14 +94,14 @@ def added_later() -> dict[str, Any]:
 
 
 def role_config(config: Mapping[str, Any], role: str, search_path: Sequence[Path]) -> dict[str, Any]:
-    """The config of the `supervised` run that trains the network of ``role``: its section's seed, recipe and model."""
+    """The config of the `supervised` run that trains the network of ``role``: its section's own values."""
     section = config.get(role)
     if not isinstance(section, Mapping):
         raise UserError(
             f"the config has no section '{role}' (seed, recipe) for the network that the method starts from"
         )
     base = {name: value for name, value in config.items() if name in BASE}
-    changes = {name: section[name] for name in ("seed", "recipe", "model") if name in section}
+    changes = {name: section[name] for name in ("seed", "seeds", "recipe", "model") if name in section}
     return {**base, **changes, "method": _method_section("supervised", search_path)}
 
 

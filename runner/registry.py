@@ -177,18 +177,18 @@ def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, A
     chosen |= default_choices(read_yaml(method_file)) if method_file else {}
     chosen |= asked
     tree.pop("defaults")
-    overlay = f"recommended/{chosen['method']}"
-    for group, name in [*chosen.items(), (overlay, chosen["scale"])]:
+    overlays = [f"recommended/{chosen['method']}", f"recommended/recipe/{chosen['recipe']}"]
+    for group, name in [*chosen.items(), *((overlay, chosen["scale"]) for overlay in overlays)]:
         file = choice_file(group, name, path)
         if file is None:
-            exact &= group == overlay
+            exact &= group in overlays
             continue
         content = read_yaml(file)
         entries = content.pop("defaults", [])
         exact &= group == "method" or not entries
         exact &= all(_is_plain(entry) for entry in entries)
         package = re.match(r"#\s*@package\s+(\S+)", file.read_text(encoding="utf-8"))
-        whole = group == overlay or (package is not None and package[1] == "_global_")
+        whole = group in overlays or (package is not None and package[1] == "_global_")
         exact &= package is None or whole
         _merge(tree, content if whole else {group: content})
     return tree, exact

@@ -62,15 +62,26 @@ class OptimizerSettings:
 
 @dataclass(kw_only=True)
 class ScheduleSettings:
-    name: Literal["constant", "step", "cosine"]
+    """How the learning rate moves; formulas and sources stand at ``runner.optimizers.learning_rate``."""
+
+    name: Literal["constant", "step", "cosine", "linear", "polynomial", "one_cycle"]
     milestones: list[float] = field(default_factory=list)  # fractions of all epochs, rounded down to whole epochs
     factor: float = 0.1  # learning rate multiplier at each milestone
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    power: Annotated[float, Field(gt=0)] = 1.0  # of the polynomial schedule
+
+    def __post_init__(self) -> None:
+        if self.name == "one_cycle" and self.warmup_epochs:
+            raise ValueError("the one_cycle schedule has its own rise: set warmup_epochs=0")
 
 
 @dataclass(kw_only=True)
 class Recipe:
-    """How a network is trained; one override fixes the protocol of all compared methods."""
+    """How a network is trained; one override fixes the protocol of all compared methods.
+
+    ``mixup`` and ``cutmix`` make soft labels of two images' labels; methods whose loss takes class numbers refuse
+    them. With both set, each batch takes one of them, with probability 1/2.
+    """
 
     name: str
     epochs: Positive
@@ -80,8 +91,33 @@ class Recipe:
     channels_last: bool
     gradient_clip: float | None  # maximum norm over all parameters; null: off
     label_smoothing: Fraction
+    accumulation: Positive = (
+        1  # batches per optimizer step, their losses averaged; an epoch's last group may be smaller
+    )
+    ema_decay: Fraction | None = None  # moving average of the weights, kept each optimizer step; null: off
+    mixup: Annotated[float, Field(ge=0)] = (
+        0.0  # alpha of Beta(alpha, alpha), from which each batch's share comes; 0: off
+    )
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and scikit-learn take
+
+
+@dataclass(kw_only=True)
+class Seeds:
+    """Seeds of the random streams that can be varied one by one; null: the run's ``seed``, which all the rest uses."""
+
+    initialisation: Seed | None = None  # of networks
+    order: Seed | None = None  # of the examples in loops over batches
+    augmentation: Seed | None = None  # all else drawn in loops over batches: views, mixing, dropout
+    episodes: Seed | None = None  # all that is drawn in loops over numbers: episodes, rounds, steps of a search
+
+    def filled(self, seed: int) -> Seeds:
+        """With ``seed`` in place of null."""
+        return Seeds(**{name: seed if value is None else value for name, value in vars(self).items()})
 
 
 @dataclass(kw_only=True)
@@ -135,6 +171,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelSettings,
     "dataset": DatasetSettings,
     "recipe": Recipe,
+    "seeds": Seeds,
     "scale": Scale,
     "hardware": Hardware,
     "tracking": Tracking,

@@ -12,15 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import Field
-
 from runner import registry, schema
 from runner.errors import UserError, did_you_mean
 
 Origin = Callable[[str], str]  # dotted key -> 'on the command line' or 'in FILE' (runner.compose.Composed.origin)
-
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and scikit-learn take
 
 
 @dataclass(kw_only=True)
@@ -28,7 +23,8 @@ class Role:
     """A trained network that a method starts from: a top-level section under any name, with the run's own values for
     what it leaves out."""
 
-    seed: Seed = 0
+    seed: schema.Seed = 0
+    seeds: schema.Seeds = None
     recipe: schema.Recipe = None  # absent is allowed, null is not: defaults are not checked
     model: schema.ModelSettings = None
 
@@ -45,11 +41,12 @@ class Settings:
     tracking: schema.Tracking
     paths: schema.Paths
     checkpoint: schema.Checkpoint
-    seed: Seed
+    seed: schema.Seed
     precision: Literal["float32", "bfloat16"]
     force: bool
     allow_code_change: bool
     offline: bool
+    seeds: schema.Seeds = field(default_factory=schema.Seeds)
     method: dict[str, Any] = field(default_factory=dict)
 
 

@@ -57,6 +57,13 @@ def wrong(place: Path, *arguments: object) -> Answer:
         (["recipe.epochs=many"], ["recipe.epochs", "expected an integer > 0", "'many'", "set on the command line"]),
         (["recipe.epochs=0"], ["recipe.epochs", "expected an integer > 0", "got 0"]),
         (["seed=-1"], ["seed", "expected an integer >= 0"]),
+        (["recipe.accumulation=0"], ["recipe.accumulation", "expected an integer > 0"]),
+        (["recipe.ema_decay=1.5"], ["recipe.ema_decay", "expected a number >= 0 and < 1 or null"]),
+        (["seeds.order=-1"], ["seeds.order", "expected an integer >= 0"]),
+        (
+            ["recipe.schedule.name=one_cycle", "recipe.schedule.warmup_epochs=2"],
+            ["recipe.schedule", "one_cycle schedule has its own rise", "warmup_epochs=0"],
+        ),
         (["precision=float16"], ["precision", "float32, bfloat16"]),
         (["dataset.validation_fraction=1"], ["dataset.validation_fraction", "< 1"]),
         (["epochs=3"], ["unknown key 'epochs'", "recipe.epochs"]),
@@ -72,6 +79,12 @@ def test_a_method_that_takes_other_data(tmp_path):
     folder = write_config(tmp_path / "conf", "of_graphs", "user_methods:OfGraphs")
     answer = wrong(tmp_path, "method=of_graphs", *SMOKE[1:], "--config-dir", folder)
     refused(answer, "of_graphs takes graphs", "digits has images", "choose another dataset=")
+
+
+@pytest.mark.parametrize("option", ["mixup", "cutmix"])
+def test_mixed_labels_where_a_method_takes_class_numbers(tmp_path, option):
+    answer = wrong(tmp_path, "method=ekg", *SMOKE[1:], f"recipe.{option}=0.2")
+    refused(answer, f"recipe.{option}=0.2", "set on the command line", "method ekg", f"set recipe.{option}=0")
 
 
 def test_a_network_that_the_model_section_cannot_be(tmp_path):

@@ -28,6 +28,13 @@ def undisturbed(tmp_path_factory):
 SAVING = pytest.mark.parametrize("every_seconds", [0.0, 1e6], ids=["save-every-step", "save-at-phase-ends"])
 
 
+@pytest.fixture(scope="module")
+def undisturbed_fit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed_fit")
+    assert forked.run(toy_methods.run_toy, str(folder), None, 0.0, None, None, toy_methods.every_option) == 0
+    return json.loads((folder / "result.json").read_text()), record(folder)
+
+
 def check_all_ended_equal(undisturbed, folder: Path) -> None:
     expected, lines = undisturbed
     for event in range(1, expected["events"] + 1):
@@ -43,6 +50,15 @@ def test_it_goes_on_from_what_any_kill_leaves(undisturbed, tmp_path, every_secon
     assert forked.run(toy_methods.run_toy, str(tmp_path / "run"), None, every_seconds, None, str(left)) == 0
     assert forked.run(toy_methods.resume_each, str(left), every_seconds) == 0
     check_all_ended_equal(undisturbed, left)
+
+
+@SAVING
+def test_a_recipe_with_all_options_goes_on_from_what_any_kill_leaves(undisturbed_fit, tmp_path, every_seconds):
+    left, method = str(tmp_path / "left"), toy_methods.every_option
+    assert forked.run(toy_methods.run_toy, str(tmp_path / "run"), None, every_seconds, None, left, method) == 0
+    assert forked.run(toy_methods.resume_each, left, every_seconds, method) == 0
+    assert undisturbed_fit[0]["events"] == 2 * (2 * 7 + 1)
+    check_all_ended_equal(undisturbed_fit, tmp_path / "left")
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ from omegaconf import OmegaConf
 
 from runner.compose import compose
 from runner.key import LEFT_OUT, run_key
-from runner.plan import plan
+from runner.plan import plan, role_config
 from runner.registry import flatten, methods, search_path
 from runner.schema import SECTIONS
+from runner.settings import validate
 
 METHODS = sorted(methods(search_path()))
 PLACES = {"dataset.path", "model.weights"}  # they enter by content, tested below
@@ -53,7 +54,15 @@ def test_every_decisive_setting_enters(method, scale):
     config = composed(f"method={method}", f"scale={scale}")
     leaves = [leaf for leaf, _ in flatten(config) if leaf.partition(".")[0] not in LEFT_OUT and leaf not in PLACES]
     assert len(leaves) > 40
-    assert {leaf.partition(".")[0] for leaf in leaves} >= {"method", "model", "dataset", "recipe", "scale", "seed"}
+    assert {leaf.partition(".")[0] for leaf in leaves} >= {
+        "method",
+        "model",
+        "dataset",
+        "recipe",
+        "scale",
+        "seed",
+        "seeds",
+    }
     keys = {leaf: key(changed(config, leaf)) for leaf in leaves}
     assert key(config) not in keys.values(), [leaf for leaf, found in keys.items() if found == key(config)]
     assert len(set(keys.values())) == len(keys), "two different changes have one key"
@@ -69,7 +78,7 @@ def test_hardware_tracking_places_and_switches_do_not(method):
 
 def test_every_section_of_the_schema_is_decided_about():
     """A new section must be put into the key's table on purpose."""
-    decisive = {"model", "dataset", "recipe", "scale"}
+    decisive = {"model", "dataset", "recipe", "seeds", "scale"}
     assert decisive | LEFT_OUT >= set(SECTIONS)
     assert not decisive & LEFT_OUT
 
@@ -107,6 +116,28 @@ def test_fields_added_later_are_left_out_at_their_neutral_value():
     new["method"]["momentum"] = 0.5
     assert run_key(new, added_later=later) != run_key(old)
     assert run_key(old, added_later=later) == run_key(old)
+
+
+def test_fields_added_later_are_left_out_of_the_sections_of_roles_too():
+    old = {"method": {"name": "m", "recipe": {"mixup": 0}}, "baseline": {"recipe": {"epochs": 1}}}
+    new = {**old, "baseline": {"recipe": {"epochs": 1, "mixup": 0.0}}}
+    later = {"recipe.mixup": 0}
+    assert run_key(new, added_later=later) == run_key(old)
+    new["baseline"]["recipe"]["mixup"] = 0.2
+    assert run_key(new, added_later=later) != run_key(old)
+    assert run_key({"method": {"name": "m"}}, added_later=later) != run_key(
+        {"method": old["method"]}, added_later=later
+    )
+
+
+def test_a_network_that_a_method_starts_from_has_the_seeds_of_the_run_or_its_own():
+    config = composed("method=ekg", "seed=3", "seeds.order=5")
+    baseline = role_config(config, "baseline", search_path())
+    assert baseline["seeds"] == config["seeds"]
+    assert key(baseline) != key(role_config(composed("method=ekg", "seed=3"), "baseline", search_path()))
+    config["baseline"]["seeds"] = {"order": 6}
+    validate(config)
+    assert role_config(config, "baseline", search_path())["seeds"] == {"order": 6}
 
 
 def test_a_data_path_enters_as_its_content(tmp_path):

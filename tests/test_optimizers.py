@@ -7,8 +7,10 @@ import numpy
 import pytest
 import torch
 
+from runner.compose import compose
 from runner.optimizers import TensorFlowSGD, build_optimizer, learning_rate
 from runner.schema import OptimizerSettings, ScheduleSettings
+from runner.settings import build_section
 
 RATES = [0.1] * 6 + [0.02] * 6  # a drop by 0.2 after six steps
 MOMENTUM, DECAY = 0.9, 5e-4
@@ -115,6 +117,38 @@ def test_cosine_falls_to_zero_step_by_step():
     found = rates(ScheduleSettings(name="cosine"), epochs=4)
     assert found == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)])
     assert (found[0], found[4]) == (1.0, pytest.approx(0.5))
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_linear_and_polynomial_fall_to_zero_step_by_step(warmup):
+    rise = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1] if warmup else [1] * 8
+    for name, power in (("linear", 1), ("polynomial", 2), ("polynomial", 0.5)):
+        settings = ScheduleSettings(name=name, power=power, warmup_epochs=warmup)
+        assert rates(settings, epochs=4) == pytest.approx([r * (1 - s / 8) ** power for s, r in enumerate(rise)])
+    assert rates(ScheduleSettings(name="linear", power=3.0), epochs=2) == [1, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 10])
+def test_one_cycle_is_that_of_torch(epochs):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, epochs=epochs, steps_per_epoch=2)
+    expected = []
+    for _ in range(2 * epochs):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < 2 * epochs:
+            scheduler.step()
+    assert rates(ScheduleSettings(name="one_cycle"), epochs) == pytest.approx(expected, rel=1e-12)
+    assert expected[-1] == pytest.approx(1 / 250_000)
+
+
+def test_the_recipe_for_imagenet_drops_at_30_60_and_80():
+    recipe = build_section("recipe", compose(["method=supervised", "recipe=imagenet", "scale=paper"]).config["recipe"])
+    found = [
+        learning_rate(0.1, recipe.schedule, step=epoch * 5 + 4, steps_per_epoch=5, epochs=recipe.epochs)
+        for epoch in (0, 29, 30, 59, 60, 79, 80, 89)
+    ]
+    assert found == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
 
 
 def test_warm_up_rises_linearly_and_multiplies_the_schedule():

@@ -7,7 +7,10 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import torch
@@ -16,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from runner.checkpoints import Checkpoints, encode
 from runner.durable import Durable
+from runner.schema import Recipe
 from runner.tracked import read_state
 
 
@@ -125,6 +129,79 @@ def every_verb(ctx: Durable, event) -> dict[str, float]:
     return {"digest": digest.hexdigest(), "sum": total["sum"], "optimizer": len(read_state("o", optimizer)["state"])}
 
 
+class FitContext:
+    """What ``fit`` asks of a context, around the real verbs: three classes, no validation, no autocast."""
+
+    def __init__(self, durable: Durable, recipe: Recipe) -> None:
+        self.durable, self.recipe = durable, recipe
+        self.loop, self.track, self.log = durable.loop, durable.track, durable.log
+        self.data = SimpleNamespace(validation=(), num_classes=3)
+        self.autocast = nullcontext
+
+
+class SeededImages:
+    """Seven batches of noisy images (4,3,6,6), labels (4,)."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def iterate(self, seed: int, start: int = 0):
+        order = torch.randperm(28, generator=torch.Generator().manual_seed(seed))
+        for rows in order.split(4)[start:]:
+            yield rows.float().view(-1, 1, 1, 1) / 28 + torch.randn(len(rows), 3, 6, 6), rows % 3
+
+
+ALL_OPTIONS = {
+    "epochs": 2,
+    "gradient_clip": 1.0,
+    "accumulation": 3,
+    "ema_decay": 0.9,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+    "schedule": {"name": "one_cycle"},
+}
+
+
+def recipe_of(**options) -> Recipe:
+    """A recipe of plain SGD with momentum with the given fields changed."""
+    from runner.settings import build_section
+
+    fields = {
+        "name": "test",
+        "epochs": 1,
+        "batch_size": 4,
+        "drop_last": False,
+        "evaluation_batch_size": 4,
+        "channels_last": False,
+        "gradient_clip": None,
+        "label_smoothing": 0.0,
+        "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9},
+        "schedule": {"name": "constant"},
+    }
+    return build_section("recipe", fields | options)
+
+
+def every_option(ctx: Durable, event) -> dict[str, float]:
+    """``fit`` with every option of a recipe that keeps state or draws, in two layouts."""
+    from runner.fit import fit
+
+    digest = hashlib.sha256()
+    for channels_last in (False, True):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3))
+
+        def loss(images, labels, model=model):
+            event()
+            return nn.functional.cross_entropy(model(images), labels, label_smoothing=0.1)
+
+        recipe = recipe_of(**ALL_OPTIONS, channels_last=channels_last)
+        fitted = fit(FitContext(ctx, recipe), model, loss, name=f"train {channels_last}", batches=SeededImages())
+        event()
+        for network in (model, fitted.averaged):
+            _digest(digest, encode(dict(network.state_dict())))
+    return {"digest": digest.hexdigest()}
+
+
 def _digest(digest, value) -> None:
     if isinstance(value, torch.Tensor):
         digest.update(value.contiguous().numpy().tobytes())
@@ -171,8 +248,9 @@ def run_toy(
     every_seconds: float,
     stop_at: int | None = None,
     snapshots: str | None = None,
+    method: Callable = every_verb,
 ) -> int:
-    """Runs ``every_verb`` in ``folder``; kills itself with signal 9 at event number ``kill_at``; counts events.
+    """Runs ``method`` in ``folder``; kills itself with signal 9 at event number ``kill_at``; counts events.
 
     With ``snapshots`` it copies its folder to snapshots/EVENT at every event: what a kill there would leave behind.
     """
@@ -201,7 +279,7 @@ def run_toy(
         stop_requested=lambda: stop_at is not None and events >= stop_at,
     )
     try:
-        result = every_verb(ctx, event)
+        result = method(ctx, event)
     except StopRequested:
         return 75
     ctx.finish()
@@ -210,12 +288,12 @@ def run_toy(
     return 0
 
 
-def resume_each(folder: str, every_seconds: float) -> int:
+def resume_each(folder: str, every_seconds: float, method: Callable = every_verb) -> int:
     """Goes on from every snapshot in ``folder``, in one process whose random state is never the same."""
     torch.seed()
     for snapshot in sorted(Path(folder).iterdir()):
         numpy.random.seed(torch.randint(2**31, ()).item())
-        run_toy(str(snapshot), None, every_seconds)
+        run_toy(str(snapshot), None, every_seconds, method=method)
     return 0
 
 

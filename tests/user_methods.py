@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +22,29 @@ class Consumer:
         for _ in ctx.loop("count", 2):
             ctx.log(number=float(self.number))
         return {"number": self.number, **ctx.evaluate(network)}
+
+
+@dataclass(kw_only=True)
+class Draws:
+    """A number for all that comes out of each random stream."""
+
+    def run(self, ctx) -> dict[str, float]:
+        import torch
+
+        weights = [item.flatten() for item in ctx.model().parameters()]
+        order, images, draws = [], [], []
+        for batch in ctx.loop("train", ctx.batches("train", 8), epochs=2):
+            order.append(batch.index)
+            images.append(batch.images.flatten())
+            draws.append(torch.rand(3))
+        episodes = [torch.rand(3) for _ in ctx.loop("episodes", 3)]
+        found = {"initialisation": weights, "order": order, "images": images, "augmentation": draws}
+        return {name: _number(torch.cat(parts)) for name, parts in {**found, "episodes": episodes}.items()}
+
+
+def _number(values) -> float:
+    content = values.detach().cpu().contiguous().numpy().tobytes()
+    return float(int.from_bytes(hashlib.sha256(content).digest()[:6], "big"))
 
 
 @dataclass(kw_only=True)

@@ -72,6 +72,11 @@ class EKG:
         "knowledge single: the full network teaches in evaluation mode (the paper does not say)",
     )
 
+    @property
+    def soft_labels(self) -> bool:
+        """The teachers' losses compare class numbers and single images."""
+        return self.fine_tune.knowledge == "none"
+
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns accuracy, accuracy_baseline, accuracy_pruned (before fine-tuning), flops_rate, params_rate (0..1)."""
         recipe = ctx.config["baseline"]["recipe"]  # not the fine-tuning's: arms that differ in it share the search

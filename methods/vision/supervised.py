@@ -24,6 +24,7 @@ class Supervised:
     claim: ClassVar[str] = "The baseline of every comparison: cross-entropy, no extra terms."
     data: ClassVar[tuple[str, ...]] = ("images",)
     model: ClassVar[tuple[str, ...]] = ("classifier",)
+    soft_labels: ClassVar[bool] = True
 
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns accuracy (0..1), loss (nats) on the test split, and accuracy_best_validation if there is one."""

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
         ("runner recipe.opt", ["recipe.optimizer."]),
         ("runner recipe.optimizer.m", ["recipe.optimizer.momentum="]),
         ("runner ~recipe.optimizer.m", ["~recipe.optimizer.momentum="]),
-        ("runner see", ["seed="]),
+        ("runner see", ["seed=", "seeds."]),
         ("runner do", ["doctor"]),
         ("runner method=supervised do", []),
         ("runner show superv", ["supervised"]),

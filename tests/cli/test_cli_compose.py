@@ -41,6 +41,20 @@ def test_the_files_alone_have_all_keys_that_hydra_composes():
             assert keys == {key for key, _ in registry.flatten(compose([f"method={method}"]).config)}
 
 
+def test_a_recipe_with_settings_for_a_scale_wins_over_those_of_the_method():
+    composed = compose(["method=supervised", "recipe=adamw"])
+    recipe = composed.config["recipe"]
+    found = (recipe["epochs"], recipe["optimizer"]["learning_rate"], recipe["schedule"]["warmup_epochs"])
+    assert found == (5, 1e-3, 1)
+    assert composed.origin("recipe.optimizer.learning_rate") == "in conf/recommended/recipe/adamw/desk.yaml"
+    assert composed.origin("recipe.epochs") == "in conf/recommended/supervised/desk.yaml"
+    tree, exact = registry.outline(["method=supervised", "recipe=adamw"], PATH)
+    assert (exact, tree["recipe"]["schedule"]["warmup_epochs"]) == (True, 1)
+    assert (
+        compose(["method=supervised", "recipe=adamw", "scale=paper"]).config["recipe"]["schedule"]["warmup_epochs"] == 5
+    )
+
+
 def test_the_command_line_wins_over_the_recommended_settings():
     assert compose(["method=supervised"]).config["recipe"]["epochs"] == 5
     assert compose(["method=supervised", "scale=paper"]).config["recipe"]["epochs"] == 200
