@@ -105,8 +105,7 @@ def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cel
     planned = plan(config)
     folder = planned.folder
     result = folder.result()
-    reused = result is not None
-    said = False
+    ran = said = False
     while result is None:
         folder.create()
         try:
@@ -116,6 +115,7 @@ def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cel
                     parent.say(f"{as_role}: runs as {planned.name}/{planned.key}")
                     with randomness.preserved():
                         result = run_locked(check(planned), parent.launch, prefix=f"{as_role}: ")
+                    ran = True
         except Locked as busy:
             if busy.folder != folder.path:
                 raise
@@ -125,13 +125,14 @@ def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cel
             time.sleep(WAIT_SECONDS)
             if parent.launch.stop_requested():
                 raise StopRequested(f"while waiting for {as_role}") from None
-    if reused:
+    if not ran:
+        folder.settle()
         parent.say(f"{as_role}: reuses {planned.name}/{planned.key}")
     parent.cells[as_role] = {
         "seconds": result["seconds"],
         "run": f"{planned.name}/{planned.key}",
         "weights_sha256": (result.get("product") or {}).get("sha256"),
-        "reused": reused,
+        "reused": not ran,
     }
     parent.cells |= {f"{as_role}/{name}": phase for name, phase in result["phases"].items()}
     return Cell(folder.path, result["metrics"], result)

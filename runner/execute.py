@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -68,9 +69,13 @@ def answer_stored(planned: Plan, result: dict[str, Any]) -> None:
     """Shows a stored result; says when it came from other code."""
     from runner.progress import closing_table
 
+    planned.folder.settle()
     say(f"already done: {planned.folder.path} (force=true runs it again)")
     if result.get("code") != planned.code():
         say("stale: the code of this method changed since; force=true recomputes")
+    host = result.get("hardware", {}).get("host")
+    if host != socket.gethostname():
+        say(f"measured on another machine ({host}): its latency, not this one's (`runner profile` measures here)")
     say(closing_table(result))
 
 

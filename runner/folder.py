@@ -95,6 +95,17 @@ class RunFolder:
         for name in ("checkpoints", "artifacts", "figures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
+    def settle(self) -> None:
+        """Does what a kill right after the result was written left undone: state says done, checkpoints go."""
+        if self.status().get("state") == "done" and not (self.path / "checkpoints").exists():
+            return
+        try:
+            with self.lock():
+                shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+                self.update_status(state="done")
+        except (Locked, OSError):
+            return  # its process is still at it, or the folder is read-only: the result stands all the same
+
     def in_use(self) -> bool:
         """Whether a live process holds the lock."""
         path = self.path / "lock.json"

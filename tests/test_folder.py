@@ -272,3 +272,28 @@ def test_clearing_keeps_the_old_result_apart(folder):
     assert folder.result() is None
     assert read_json(folder.path / "result.previous.json") == {"metrics": {"accuracy": 0.5}}
     assert {path.name for path in folder.path.iterdir()} == {"config.yaml", "result.previous.json"}
+
+
+def left_after_the_result(folder: RunFolder) -> None:
+    """As a kill between result.json and the last bookkeeping leaves it."""
+    write_json(folder.result_path, {"metrics": {"accuracy": 0.5}})
+    folder.update_status(state="running", attempt=2)
+    (folder.path / "checkpoints").mkdir()
+    (folder.path / "checkpoints" / "once.a.pt").touch()
+
+
+def test_settling_finishes_the_bookkeeping_of_a_killed_run(folder):
+    left_after_the_result(folder)
+    write_json(folder.path / "lock.json", {"pid": os.getpid(), "start": 1.0, "host": socket.gethostname()})
+    folder.settle()
+    assert not (folder.path / "checkpoints").exists()
+    assert not (folder.path / "lock.json").exists()
+    assert folder.status()["state"] == "done"
+    assert folder.status()["attempt"] == 2
+
+
+def test_settling_leaves_a_live_run_alone(folder, holder):
+    left_after_the_result(folder)
+    folder.settle()
+    assert (folder.path / "checkpoints" / "once.a.pt").exists()
+    assert folder.status()["state"] == "running"
