@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import UserError, did_you_mean
-from runner.models.weights import Origin, load_weights, origin_of
+from runner.models import imagenet
+from runner.models.weights import Origin, assign_all, load_weights, origin_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,12 +79,19 @@ ZOO["vgg16_bn"] = ZooEntry(
 
 
 def build_model(
-    settings: ModelSettings, *, num_classes: int, image_size: int, channels: int, small_image_stem: str
+    settings: ModelSettings,
+    *,
+    num_classes: int,
+    image_size: int,
+    channels: int,
+    small_image_stem: str,
+    offline: bool = False,
 ) -> nn.Module:
     """The network of ``settings``, initialised from torch's global generator; its weights are loaded if they are named.
 
     Weights of a pruned network resize the network first. ``stem`` and ``padding`` at ``auto`` follow the weights'
-    origin. Raises UserError: unknown name, impossible pair, weights that do not fit.
+    origin. ``offline`` forbids the download of ImageNet weights. Raises UserError: unknown name, impossible pair,
+    weights that do not fit or cannot be had.
     """
     settings = resolve(settings, image_size=image_size, small_image_stem=small_image_stem)
     if settings.weights:
@@ -97,9 +105,36 @@ def build_model(
         stem=settings.stem,
         padding=settings.padding,
     )
-    if settings.weights:
-        load_weights(model, settings.weights)
+    if settings.weights == imagenet.WORD:
+        file = imagenet.place(imagenet.published(settings.name))
+        assign_all(model, imagenet.read(settings.name, offline), file, head=settings.head)
+    elif settings.weights:
+        load_weights(model, settings.weights, head=settings.head)
     return model
+
+
+def weights_origin(settings: ModelSettings) -> Origin | None:
+    """What the origin of ``settings.weights`` asks for (see ``origin_of``); None without weights or where nothing is
+    known. Imports no torch. Raises UserError: there are no such weights."""
+    if settings.weights != imagenet.WORD:
+        return origin_of(settings.weights) if settings.weights else None
+    weights = imagenet.published(None if settings.target else settings.name)
+    return Origin(
+        network=settings.name,
+        num_classes=1000,
+        channels=3,
+        stem="imagenet",
+        normalisation=imagenet.NORMALISATION,
+        dataset=f"torchvision's {weights.name}",
+    )
+
+
+def check_weights(settings: ModelSettings, offline: bool) -> None:
+    """Find before anything is loaded that ImageNet weights do not exist or may not be fetched. Raises UserError."""
+    if settings.weights == imagenet.WORD:
+        imagenet.check(None if settings.target else settings.name, offline)
+    elif settings.head == "reinit" and not settings.weights:
+        raise UserError("model.head=reinit: without model.weights the whole network is initialised; leave it out")
 
 
 def resolve(settings: ModelSettings, *, image_size: int, small_image_stem: str) -> ModelSettings:
@@ -124,7 +159,7 @@ def resolve(settings: ModelSettings, *, image_size: int, small_image_stem: str) 
             f"model={settings.name}: images of {image_size} pixels are too small for it; "
             f"use dataset.image_size={entry.smallest} or more"
         )
-    origin = (origin_of(settings.weights) if settings.weights else None) or Origin()
+    origin = weights_origin(settings) or Origin()
     stem = settings.stem
     if stem == "auto":
         stem = origin.stem or choose_stem(settings.name, image_size, small_image_stem)
@@ -161,8 +196,8 @@ def describe_model(settings: ModelSettings, *, image_size: int, small_image_stem
         stem, chosen = stems[resolved.stem], " chosen" if settings.stem == "auto" and len(stems) > 1 else ""
         text = f"model {settings.name}: {stem}{chosen} for {image_size}x{image_size} images, {resolved.padding} padding"
     if settings.weights:
-        text += f"; weights {settings.weights}"
-        origin = origin_of(settings.weights)
+        text += f"; weights {settings.weights}{' with a fresh classifier' if settings.head == 'reinit' else ''}"
+        origin = weights_origin(settings)
         if origin and origin.dataset:
             text += f" ({origin.dataset})"
         if origin and origin.padding == resolved.padding != "symmetric" and settings.padding == "auto":
@@ -272,7 +307,7 @@ def _foreign_network(target: str, arguments: dict[str, Any]) -> nn.Module:
 
 def _check_origin(settings: ModelSettings, *, num_classes: int, channels: int) -> None:
     """Weights that say what they are for are refused by that, before a shape differs somewhere deep inside."""
-    origin = origin_of(settings.weights)
+    origin = weights_origin(settings)
     if origin is None:
         return
     if origin.network and not settings.target and origin.network != settings.name:
@@ -280,11 +315,13 @@ def _check_origin(settings: ModelSettings, *, num_classes: int, channels: int) -
             f"model.weights={settings.weights}: weights of {origin.network}, but model.name={settings.name}; "
             f"use model={origin.network}"
         )
-    for what, stored, wanted in (("classes", origin.num_classes, num_classes), ("channels", origin.channels, channels)):
-        if stored and stored != wanted:
+    for what, stored, wanted, cure in (
+        ("channels", origin.channels, channels, "choose weights or a data set that fit"),
+        ("classes", origin.num_classes, num_classes, "model.head=reinit replaces the classifier"),
+    ):
+        if stored and stored != wanted and not (what == "classes" and settings.head == "reinit"):
             raise UserError(
-                f"model.weights={settings.weights}: for {stored} {what}, but the data set has {wanted}; "
-                "choose weights or a data set that fit"
+                f"model.weights={settings.weights}: for {stored} {what}, but the data set has {wanted}; {cure}"
             )
 
 
