@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from runner.datasets.images import ImageData
     from runner.schema import DatasetSettings, Scale
 
-MODULES = {name: f"runner.datasets.{name}" for name in ("cifar10", "digits", "fashion_mnist", "image_folder")}
+MODULES = {
+    **{name: f"runner.datasets.{name}" for name in ("digits", "fashion_mnist", "image_folder", "tiny_imagenet")},
+    **dict.fromkeys(("cifar10", "cifar100"), "runner.datasets.cifar"),
+}
 
 # Their content is fixed by published checksums wherever the files lie, so a path says nothing about the result.
-CHECKSUMMED = {"cifar10", "fashion_mnist"}
+CHECKSUMMED = {"cifar10", "cifar100", "fashion_mnist"}
 
 
 def check_dataset(settings: DatasetSettings, data_root: str | Path, offline: bool) -> None:

@@ -11,6 +11,7 @@ The decoded images are kept in the user's cache folder, so that an archive is de
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -36,12 +37,22 @@ def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:
 
 
 def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> Loaded:
+    path = files.user_path(settings.path)
+    name = path.resolve().name.removesuffix(path.suffix).removesuffix(".tar") if path.is_file() else path.resolve().name
+    return load_from(path, settings, limits, f"image_folder:{name}", arrange)
+
+
+def load_from(
+    path: Path,
+    settings: DatasetSettings,
+    limits: Limits,
+    display_name: str,
+    arrange: Callable[[Path, list[str]], Layout],
+) -> Loaded:
+    """The images of a folder or archive; ``arrange(path, names)`` finds splits and classes in the files' names."""
     from runner.datasets import decoded
     from runner.datasets.images import Images, Loaded
 
-    path = files.user_path(settings.path)
-    name = path.resolve().name.removesuffix(path.suffix).removesuffix(".tar") if path.is_file() else path.resolve().name
-    display_name = f"image_folder:{name}"
     key = decoded.key(files.fingerprint(path, times=True), settings.image_size, limits.train, limits.test)
     stored = decoded.read(key)
     if stored is not None:
