@@ -36,9 +36,10 @@ class Plan:
         from runner.datasets import MODULES
         from runner.models import ZOO
 
-        model, dataset = self.config["model"], self.config["dataset"]["name"]
+        model, dataset = self.config["model"], self.config["dataset"]
         network = model["target"] or (ZOO[model["name"]].builder if model["name"] in ZOO else None)
-        return code_fingerprint(self.config["method"]["target"], network, MODULES.get(dataset))
+        source = MODULES.get("torch_dataset" if dataset.get("target") else dataset["name"])
+        return code_fingerprint(self.config["method"]["target"], network, source, dataset.get("target"))
 
 
 def plan(config: Mapping[str, Any], origin: Callable[[str], str] | None = None) -> Plan:

@@ -44,6 +44,8 @@ class DatasetSettings:
 
     name: str
     path: str | None = None  # folder or archive of the user; enters the key as the fingerprint of its content
+    target: str | None = None  # package:function(split, **arguments) -> torch Dataset; with dataset=torch_dataset
+    arguments: dict[str, Any] = field(default_factory=dict)  # passed to the function
     image_size: Positive | None = None  # side in pixels after resizing; null: as stored (the first image's)
     train_size: Positive | None = None  # class-balanced subset of the training images; null: all
     test_size: Positive | None = None
