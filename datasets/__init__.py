@@ -20,21 +20,26 @@ if TYPE_CHECKING:
     from runner.datasets.images import ImageData
     from runner.schema import DatasetSettings, Scale
 
-MODULES = {name: f"runner.datasets.{name}" for name in ("cifar10", "digits", "fashion_mnist", "image_folder")}
+NAMED = ("digits", "fashion_mnist", "image_folder", "tiny_imagenet", "torch_dataset")
+MODULES = {
+    **{name: f"runner.datasets.{name}" for name in NAMED},
+    **dict.fromkeys(("cifar10", "cifar100"), "runner.datasets.cifar"),
+}
 
 # Their content is fixed by published checksums wherever the files lie, so a path says nothing about the result.
-CHECKSUMMED = {"cifar10", "fashion_mnist"}
+CHECKSUMMED = {"cifar10", "cifar100", "fashion_mnist"}
 
 
 def check_dataset(settings: DatasetSettings, data_root: str | Path, offline: bool) -> None:
     """Find in milliseconds what would stop ``load_data``: unknown name, missing or unreadable path, forbidden download.
 
-    Imports neither torch nor numpy. What only shows when an archive is read to its end is left to ``load_data``.
+    Imports neither torch nor numpy, but for the module that ``dataset.target`` names. What only shows when an archive
+    is read to its end is left to ``load_data``.
 
     Raises:
         UserError: with the cure.
     """
-    _module(settings.name).check(settings, Path(data_root).expanduser(), offline)
+    _module(settings).check(settings, Path(data_root).expanduser(), offline)
 
 
 def fingerprint(name: str, path: str | None) -> str | None:
@@ -70,7 +75,7 @@ def load_data(settings: DatasetSettings, scale: Scale, *, data_root: str | Path,
         train=_limit(settings.train_size, scale.max_train_examples, scale.name),
         test=_limit(settings.test_size, scale.max_test_examples, scale.name),
     )
-    loaded = _module(settings.name).load(settings, limits, data_root)
+    loaded = _module(settings).load(settings, limits, data_root)
     for note in loaded.notes:
         print(f"{loaded.display_name}: {note}", file=sys.stderr)
     return images.assemble(loaded, settings, limits)
@@ -82,7 +87,15 @@ def _limit(wished: int | None, of_scale: int | None, scale: str) -> int | None:
     return min(wished, of_scale) if scale == "smoke" and of_scale is not None else wished
 
 
-def _module(name: str):
+def _module(settings: DatasetSettings):
+    name = settings.name
+    if settings.target is not None:
+        if name in MODULES and name != "torch_dataset":
+            raise UserError(
+                f"dataset.target={settings.target}: dataset={name} is built in; use dataset=torch_dataset, or a config "
+                "of your own with another name"
+            )
+        name = "torch_dataset"
     if name not in MODULES:
         raise UserError(f"dataset={name}: there is no such data set; {did_you_mean(name, MODULES)}")
     return importlib.import_module(MODULES[name])

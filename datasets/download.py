@@ -17,11 +17,14 @@ from runner.errors import UserError
 SILENCE = 30.0  # seconds without a byte after which a server counts as unreachable
 
 
-def check_allowed(missing: str, data_root: Path, offline: bool) -> None:
-    """Raise a UserError if a needed download is forbidden or has no place to go; ``missing`` says what to put where."""
+def check_allowed(missing: str, folder: Path, offline: bool, setting: str = "paths.data") -> None:
+    """Raise a UserError if a needed download is forbidden or has no place to go.
+
+    ``missing`` says what to put where, ``setting`` what decides about the folder.
+    """
     if offline:
         raise UserError(f"{missing} (offline=true forbids the download)")
-    files.check_writable(data_root, "paths.data")
+    files.check_writable(folder, setting)
 
 
 def first_that_works(attempts: list[Callable[[], None]]) -> None:

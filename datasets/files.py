@@ -47,7 +47,7 @@ def check_writable(folder: Path, setting: str) -> None:
     """Raise a UserError unless ``folder`` exists and can be written, or can be made."""
     existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        raise UserError(f"{setting}={folder} cannot be written, but the data set must be put into it")
+        raise UserError(f"{setting}={folder} cannot be written, but a download must be put into it")
 
 
 def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -11,6 +11,7 @@ The decoded images are kept in the user's cache folder, so that an archive is de
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from runner.errors import UserError
 
 if TYPE_CHECKING:
     import numpy
+    from PIL import Image
 
     from runner.datasets.images import Limits, Loaded
     from runner.schema import DatasetSettings
@@ -36,12 +38,22 @@ def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:
 
 
 def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> Loaded:
+    path = files.user_path(settings.path)
+    name = path.resolve().name.removesuffix(path.suffix).removesuffix(".tar") if path.is_file() else path.resolve().name
+    return load_from(path, settings, limits, f"image_folder:{name}", arrange)
+
+
+def load_from(
+    path: Path,
+    settings: DatasetSettings,
+    limits: Limits,
+    display_name: str,
+    arrange: Callable[[Path, list[str]], Layout],
+) -> Loaded:
+    """The images of a folder or archive; ``arrange(path, names)`` finds splits and classes in the files' names."""
     from runner.datasets import decoded
     from runner.datasets.images import Images, Loaded
 
-    path = files.user_path(settings.path)
-    name = path.resolve().name.removesuffix(path.suffix).removesuffix(".tar") if path.is_file() else path.resolve().name
-    display_name = f"image_folder:{name}"
     key = decoded.key(files.fingerprint(path, times=True), settings.image_size, limits.train, limits.test)
     stored = decoded.read(key)
     if stored is not None:
@@ -157,13 +169,13 @@ def decode_all(path: Path, chosen: dict[str, list[str]], size: int | None) -> di
     first, side = "", size
     for name, content in archive.read_files(path, set(places)):
         if not pixels and size is not None:
-            _check_memory(path, len(places), size)  # before the first image is enlarged
+            check_memory(path, len(places), size)  # before the first image is enlarged
         image = _decode(path, name, content, size)
         if not pixels:
             first, side = name, image.shape[0]
             if image.shape[0] != image.shape[1]:
                 raise UserError(f"{name} is {_sides(image)} pixels, not square; set dataset.image_size")
-            _check_memory(path, len(places), side)
+            check_memory(path, len(places), side)
             pixels = {split: torch.empty(len(chosen[split]), 3, side, side, dtype=torch.uint8) for split in chosen}
         if image.shape[:2] != (side, side):
             raise UserError(f"{name} is {_sides(image)} pixels, {first} is {side}x{side}; set dataset.image_size")
@@ -172,13 +184,14 @@ def decode_all(path: Path, chosen: dict[str, list[str]], size: int | None) -> di
     return pixels
 
 
-def _check_memory(path: Path, count: int, side: int) -> None:
+def check_memory(where: object, count: int, side: int) -> None:
+    """Raise a UserError unless ``count`` colour images of ``side`` pixels fit into the free memory."""
     import psutil
 
     need, free = count * 3 * side**2, psutil.virtual_memory().available
     if need > free:
         raise UserError(
-            f"{path}: {count} images of {side}x{side} need {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are "
+            f"{where}: {count} images of {side}x{side} need {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are "
             "free; set dataset.train_size or a smaller dataset.image_size"
         )
 
@@ -187,7 +200,6 @@ def _decode(path: Path, name: str, content: bytes, size: int | None) -> numpy.nd
     """(H,W,3) uint8."""
     import io
 
-    import numpy
     from PIL import Image
 
     try:
@@ -197,6 +209,14 @@ def _decode(path: Path, name: str, content: bytes, size: int | None) -> numpy.nd
         raise UserError(
             f"{path}: the image {name} is damaged or cannot be read ({error}); replace or remove it"
         ) from error
+    return fit(image, size)
+
+
+def fit(image: Image.Image, size: int | None) -> numpy.ndarray:
+    """(H,W,3) uint8 of an RGB image: the shorter side resized to ``size`` and the centre cut out, where it is given."""
+    import numpy
+    from PIL import Image
+
     if size is not None and image.size != (size, size):
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)

@@ -69,11 +69,12 @@ def check(planned: Plan) -> Checked:
         UserError: the first thing that is wrong.
     """
     from runner.datasets import check_dataset
-    from runner.models import resolve
+    from runner.models import check_weights, resolve
 
     config = planned.config
     settings = validate(config, planned.origin)
     check_dataset(settings.dataset, Path(settings.paths.data).expanduser(), settings.offline)
+    check_weights(settings.model, settings.offline)
     if settings.dataset.image_size is not None:
         stem = settings.scale.small_image_stem
         resolve(settings.model, image_size=settings.dataset.image_size, small_image_stem=stem)

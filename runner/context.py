@@ -16,6 +16,7 @@ from torch import nn
 from runner import randomness
 from runner.checkpoints import Checkpoints
 from runner.durable import Durable
+from runner.errors import UserError
 from runner.evaluation import accuracy_and_loss, batch_statistics, classify
 from runner.folder import RunFolder
 from runner.loop import Loop
@@ -106,8 +107,7 @@ class Context:
         """The data set, capped by the scale; the normalisation of given weights replaces the data set's own."""
         from runner.datasets import load_data
         from runner.datasets.images import Normalisation
-        from runner.models import describe_model
-        from runner.models.weights import origin_of
+        from runner.models import describe_model, weights_origin
 
         with randomness.stream(self.seed, "data"):
             data = load_data(
@@ -116,8 +116,7 @@ class Context:
                 data_root=Path(self.settings.paths.data).expanduser(),
                 offline=self.config["offline"],
             )
-        weights = self.settings.model.weights
-        origin = origin_of(weights) if weights else None
+        origin = weights_origin(self.settings.model)
         if origin is not None and origin.normalisation is not None:
             mean, std = (torch.tensor(origin.normalisation[name]) for name in ("mean", "std"))
             data.normalisation = Normalisation(mean, std)
@@ -179,6 +178,7 @@ class Context:
                 image_size=data.image_size,
                 channels=data.channels,
                 small_image_stem=self.scale.small_image_stem,
+                offline=self.config["offline"],
             )
         return self._placed(network)
 
@@ -192,6 +192,12 @@ class Context:
         from runner.product import load
 
         if self.settings.model.weights is not None:
+            if self.settings.model.head == "reinit":
+                raise UserError(
+                    "model.head=reinit: this method starts from a trained network, and the new classifier is not; "
+                    "train it first by method=supervised with the same model settings, then give that run's folder as "
+                    "model.weights"
+                )
             return self.model()
         cell = run_cell(self, role_config(self.config, role, self.launch.search_path), as_role=role)
         return self._placed(load(cell.folder / "artifacts" / "model"))

@@ -6,6 +6,7 @@ What enters: every section and value of the composed config except those named i
 |---|---|
 | method, recipe, scale, seed, seeds, precision, model, dataset, roles (baseline, teacher ...) | their values |
 | dataset.path, model.weights | the fingerprint of the content (sha256 of a file, names and sizes of a folder) |
+| model.weights=imagenet | torchvision's name of the weights |
 | fields added later (conf/added_later.yaml), a role's too, while they stand at their neutral value | not at all |
 | hardware, tracking, paths, checkpoint, force, allow_code_change, offline | not at all |
 

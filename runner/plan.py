@@ -36,9 +36,10 @@ class Plan:
         from runner.datasets import MODULES
         from runner.models import ZOO
 
-        model, dataset = self.config["model"], self.config["dataset"]["name"]
+        model, dataset = self.config["model"], self.config["dataset"]
         network = model["target"] or (ZOO[model["name"]].builder if model["name"] in ZOO else None)
-        return code_fingerprint(self.config["method"]["target"], network, MODULES.get(dataset))
+        source = MODULES.get("torch_dataset" if dataset.get("target") else dataset["name"])
+        return code_fingerprint(self.config["method"]["target"], network, source, dataset.get("target"))
 
 
 def plan(config: Mapping[str, Any], origin: Callable[[str], str] | None = None) -> Plan:
@@ -65,19 +66,23 @@ def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
         if content is not None:
             found["dataset.path"] = content
     if config["model"].get("weights"):
-        found["model.weights"] = weights_fingerprint(config["model"]["weights"])
+        found["model.weights"] = weights_fingerprint(config["model"])
     return found
 
 
-def weights_fingerprint(path: str) -> str:
-    """The content of a weights file; of a run folder, the hash of the weights of its product.
+def weights_fingerprint(model: Mapping[str, Any]) -> str:
+    """The content of a weights file; of a run folder, the hash of the weights of its product; torchvision's name.
 
     Raises:
         UserError: there are no weights at ``path``.
     """
     from runner.datasets import files
+    from runner.models import imagenet
     from runner.models.weights import find_product, read_architecture
 
+    path = model["weights"]
+    if path == imagenet.WORD:
+        return f"torchvision:{imagenet.published(None if model.get('target') else model['name']).name}"
     place = Path(path).expanduser()
     if place.is_dir():
         return read_architecture(find_product(place))["weights_sha256"]

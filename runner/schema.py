@@ -23,7 +23,8 @@ class ModelSettings:
     name: str
     target: str | None = None  # package:function(num_classes=..., in_channels=..., **arguments) -> torch.nn.Module
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the function
-    weights: str | None = None  # a .safetensors file, or a run folder
+    weights: str | None = None  # imagenet (torchvision's), a .safetensors file, or a run folder
+    head: Literal["keep", "reinit"] = "keep"  # reinit: the classifier of the weights is replaced by a fresh one
     stem: Literal["auto", "imagenet", "cifar"] = "auto"  # auto: by image size, printed (runner.models.choose_stem)
     padding: Literal["auto", "symmetric", "tensorflow"] = "auto"  # tensorflow: stride-2 3x3 pads right and bottom only
 
@@ -43,6 +44,8 @@ class DatasetSettings:
 
     name: str
     path: str | None = None  # folder or archive of the user; enters the key as the fingerprint of its content
+    target: str | None = None  # package:function(split, **arguments) -> torch Dataset; with dataset=torch_dataset
+    arguments: dict[str, Any] = field(default_factory=dict)  # passed to the function
     image_size: Positive | None = None  # side in pixels after resizing; null: as stored (the first image's)
     train_size: Positive | None = None  # class-balanced subset of the training images; null: all
     test_size: Positive | None = None

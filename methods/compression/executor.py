@@ -272,7 +272,7 @@ class SlicedExecutor(Executor):
         readers = [max((position.get(user, len(self.nodes)) for user in node.users), default=-1) for node in self.nodes]
         reach, narrow = max(position[user] for user in self.input.users), []  # nodes that alone are read behind them
         for index in range(len(self.nodes) - 1):
-            if reach <= index < readers[index]:
+            if reach <= index < readers[index] and _is_tensor(self.nodes[index]):
                 narrow.append(index)
             reach = max(reach, readers[index])
         places = {
@@ -357,6 +357,8 @@ class SlicedExecutor(Executor):
         used = 0
         for index in sorted(range(len(self.starts)), key=lambda index: len(self.suffixes[index])):
             missing = [node for node in self.starts[index] if node not in chosen and node is not self.input]
+            if not all(_is_tensor(node) for node in missing):
+                continue  # the parts of a split value, or a size
             metas = [node.meta["tensor_meta"] for node in missing]
             size = sum(meta.shape.numel() * meta.dtype.itemsize for meta in metas) * batch_size
             if used + size <= budget:
@@ -372,3 +374,7 @@ class SlicedExecutor(Executor):
             node: (gradient * taps[node].detach()).sum([0, *range(2, gradient.ndim)]).abs()
             for node, gradient in zip(nodes, gradients, strict=True)
         }
+
+
+def _is_tensor(node: Node) -> bool:
+    return hasattr(node.meta.get("tensor_meta"), "shape")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import UserError, did_you_mean
-from runner.models.weights import Origin, load_weights, origin_of
+from runner.models import imagenet
+from runner.models.weights import Origin, assign_all, load_weights, origin_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,31 +22,76 @@ SMALL_IMAGE = 64  # pixels; below it the stem of a network that has both is a ma
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """How a named network is built: ``builder(**arguments, num_classes=, in_channels=, stem=, padding=)``."""
+    """How a named network is built: ``builder(**arguments, num_classes=, in_channels=)``, and with ``stem=`` where it
+    has two, with ``padding=`` where it has both."""
 
     builder: str  # module:function
     arguments: dict[str, Any]
-    stems: tuple[str, ...]
-    halvings: int  # 3x3 convolutions with stride 2 on the way, after the stem
+    stems: dict[str, str]  # name -> what it is, in words
+    halvings: int | None = None  # 3x3 convolutions with stride 2 behind the stem; None: symmetric padding only
+    smallest: int = 1  # side of the smallest images that reach its end
 
 
-ZOO: dict[str, ZooEntry] = {
-    f"resnet{depth}": ZooEntry("runner.models.resnet:cifar_resnet", {"depth": depth}, ("cifar",), 2)
-    for depth in (20, 32, 56, 110)
-} | {
-    f"resnet{depth}": ZooEntry("runner.models.resnet:imagenet_resnet", {"depth": depth}, ("imagenet", "cifar"), 3)
-    for depth in (18, 34, 50)
-}
-ZOO["resnet14_narrow"] = ZooEntry("runner.models.resnet:cifar_resnet", {"depth": 14, "width": 8}, ("cifar",), 2)
+CIFAR_STEM, IMAGENET_STEM = "CIFAR stem (3x3, stride 1)", "ImageNet stem (7x7, stride 2, max-pooling)"
+RESNET_STEMS = {"imagenet": IMAGENET_STEM, "cifar": CIFAR_STEM}
+
+ZOO: dict[str, ZooEntry] = (
+    {
+        f"resnet{depth}": ZooEntry("runner.models.resnet:cifar_resnet", {"depth": depth}, {"cifar": CIFAR_STEM}, 2)
+        for depth in (20, 32, 56, 110)
+    }
+    | {
+        f"resnet{depth}": ZooEntry("runner.models.resnet:imagenet_resnet", {"depth": depth}, RESNET_STEMS, 3)
+        for depth in (18, 34, 50)
+    }
+    | {
+        f"wrn_{depth}_{widening}": ZooEntry(
+            "runner.models.wide_resnet:WideResNet", {"depth": depth, "widening": widening}, {"cifar": CIFAR_STEM}
+        )
+        for depth, widening in ((40, 4), (40, 2), (22, 4), (16, 4), (16, 2), (16, 1), (10, 4))
+    }
+    | {
+        name: ZooEntry(
+            "runner.models.vgg:VGG", {"plan": name}, {"cifar": "CIFAR form (one linear layer)"}, smallest=side
+        )
+        for name, side in (("vgg7", 8), ("vgg8", 8), ("vgg13", 8), ("vgg16", 32))
+    }
+)
+ZOO["resnet14_narrow"] = ZooEntry(
+    "runner.models.resnet:cifar_resnet", {"depth": 14, "width": 8}, {"cifar": CIFAR_STEM}, 2
+)
+ZOO["mobilenet_v2"] = ZooEntry(
+    "runner.models.from_torchvision:mobilenet_v2",
+    {},
+    {"imagenet": "ImageNet stem (3x3, stride 2)", "cifar": "CIFAR stem (stride 1 up to the third stage)"},
+)
+ZOO["shufflenet_v2"] = ZooEntry(
+    "runner.models.from_torchvision:shufflenet_v2",
+    {},
+    {"imagenet": "ImageNet stem (3x3, stride 2, max-pooling)", "cifar": CIFAR_STEM},
+)
+ZOO["vgg16_bn"] = ZooEntry(
+    "runner.models.from_torchvision:vgg16_bn",
+    {},
+    {"imagenet": "ImageNet form (7x7 maps, three linear layers)"},
+    smallest=32,
+)
 
 
 def build_model(
-    settings: ModelSettings, *, num_classes: int, image_size: int, channels: int, small_image_stem: str
+    settings: ModelSettings,
+    *,
+    num_classes: int,
+    image_size: int,
+    channels: int,
+    small_image_stem: str,
+    offline: bool = False,
 ) -> nn.Module:
     """The network of ``settings``, initialised from torch's global generator; its weights are loaded if they are named.
 
     Weights of a pruned network resize the network first. ``stem`` and ``padding`` at ``auto`` follow the weights'
-    origin. Raises UserError: unknown name, impossible pair, weights that do not fit.
+    origin. ``offline`` forbids the download of ImageNet weights. Raises UserError: unknown name, impossible pair,
+    weights that do not fit or cannot be had.
     """
     settings = resolve(settings, image_size=image_size, small_image_stem=small_image_stem)
     if settings.weights:
@@ -59,9 +105,36 @@ def build_model(
         stem=settings.stem,
         padding=settings.padding,
     )
-    if settings.weights:
-        load_weights(model, settings.weights)
+    if settings.weights == imagenet.WORD:
+        file = imagenet.place(imagenet.published(settings.name))
+        assign_all(model, imagenet.read(settings.name, offline), file, head=settings.head)
+    elif settings.weights:
+        load_weights(model, settings.weights, head=settings.head)
     return model
+
+
+def weights_origin(settings: ModelSettings) -> Origin | None:
+    """What the origin of ``settings.weights`` asks for (see ``origin_of``); None without weights or where nothing is
+    known. Imports no torch. Raises UserError: there are no such weights."""
+    if settings.weights != imagenet.WORD:
+        return origin_of(settings.weights) if settings.weights else None
+    weights = imagenet.published(None if settings.target else settings.name)
+    return Origin(
+        network=settings.name,
+        num_classes=1000,
+        channels=3,
+        stem="imagenet",
+        normalisation=imagenet.NORMALISATION,
+        dataset=f"torchvision's {weights.name}",
+    )
+
+
+def check_weights(settings: ModelSettings, offline: bool) -> None:
+    """Find before anything is loaded that ImageNet weights do not exist or may not be fetched. Raises UserError."""
+    if settings.weights == imagenet.WORD:
+        imagenet.check(None if settings.target else settings.name, offline)
+    elif settings.head == "reinit" and not settings.weights:
+        raise UserError("model.head=reinit: without model.weights the whole network is initialised; leave it out")
 
 
 def resolve(settings: ModelSettings, *, image_size: int, small_image_stem: str) -> ModelSettings:
@@ -81,13 +154,20 @@ def resolve(settings: ModelSettings, *, image_size: int, small_image_stem: str) 
     entry = zoo_entry(settings.name)
     if settings.arguments:
         raise UserError(f"model.arguments: {settings.name} takes none; they are for model.target=package:function")
-    origin = (origin_of(settings.weights) if settings.weights else None) or Origin()
+    if image_size < entry.smallest:
+        raise UserError(
+            f"model={settings.name}: images of {image_size} pixels are too small for it; "
+            f"use dataset.image_size={entry.smallest} or more"
+        )
+    origin = weights_origin(settings) or Origin()
     stem = settings.stem
     if stem == "auto":
         stem = origin.stem or choose_stem(settings.name, image_size, small_image_stem)
     if stem not in entry.stems:
         raise UserError(f"model.stem={stem}: {settings.name} has only {' and '.join(entry.stems)}; use model.stem=auto")
     padding = settings.padding if settings.padding != "auto" else origin.padding or "symmetric"
+    if padding == "tensorflow" and entry.halvings is None:
+        raise UserError(f"model.padding=tensorflow: {settings.name} has only symmetric padding; use model.padding=auto")
     side = image_size if stem == "cifar" else -(-image_size // 4)
     if padding == "tensorflow" and side % 2**entry.halvings:
         multiple = 2**entry.halvings * (1 if stem == "cifar" else 4)
@@ -102,7 +182,7 @@ def choose_stem(name: str, image_size: int, small_image_stem: str) -> str:
     """What ``stem=auto`` means: the only stem of the network, else ``imagenet`` from 64 pixels on, else the scale's."""
     stems = zoo_entry(name).stems
     if len(stems) == 1:
-        return stems[0]
+        return next(iter(stems))
     return "imagenet" if image_size >= SMALL_IMAGE else small_image_stem
 
 
@@ -112,15 +192,12 @@ def describe_model(settings: ModelSettings, *, image_size: int, small_image_stem
     if settings.target:
         text = f"model {settings.name} from {settings.target}"
     else:
-        stem = {
-            "imagenet": "ImageNet stem (7x7, stride 2, max-pooling)",
-            "cifar": "CIFAR stem (3x3, stride 1)",
-        }[resolved.stem]
-        chosen = " chosen" if settings.stem == "auto" and len(zoo_entry(settings.name).stems) > 1 else ""
+        stems = zoo_entry(settings.name).stems
+        stem, chosen = stems[resolved.stem], " chosen" if settings.stem == "auto" and len(stems) > 1 else ""
         text = f"model {settings.name}: {stem}{chosen} for {image_size}x{image_size} images, {resolved.padding} padding"
     if settings.weights:
-        text += f"; weights {settings.weights}"
-        origin = origin_of(settings.weights)
+        text += f"; weights {settings.weights}{' with a fresh classifier' if settings.head == 'reinit' else ''}"
+        origin = weights_origin(settings)
         if origin and origin.dataset:
             text += f" ({origin.dataset})"
         if origin and origin.padding == resolved.padding != "symmetric" and settings.padding == "auto":
@@ -179,7 +256,10 @@ def build_network(
     entry = zoo_entry(name)
     module, function = entry.builder.split(":")
     builder = getattr(importlib.import_module(module), function)
-    return builder(**entry.arguments, num_classes=num_classes, in_channels=channels, stem=stem, padding=padding)
+    options = {"stem": stem} if len(entry.stems) > 1 else {}
+    if entry.halvings is not None:
+        options["padding"] = padding
+    return builder(**entry.arguments, num_classes=num_classes, in_channels=channels, **options)
 
 
 def zoo_entry(name: str) -> ZooEntry:
@@ -227,7 +307,7 @@ def _foreign_network(target: str, arguments: dict[str, Any]) -> nn.Module:
 
 def _check_origin(settings: ModelSettings, *, num_classes: int, channels: int) -> None:
     """Weights that say what they are for are refused by that, before a shape differs somewhere deep inside."""
-    origin = origin_of(settings.weights)
+    origin = weights_origin(settings)
     if origin is None:
         return
     if origin.network and not settings.target and origin.network != settings.name:
@@ -235,11 +315,13 @@ def _check_origin(settings: ModelSettings, *, num_classes: int, channels: int) -
             f"model.weights={settings.weights}: weights of {origin.network}, but model.name={settings.name}; "
             f"use model={origin.network}"
         )
-    for what, stored, wanted in (("classes", origin.num_classes, num_classes), ("channels", origin.channels, channels)):
-        if stored and stored != wanted:
+    for what, stored, wanted, cure in (
+        ("channels", origin.channels, channels, "choose weights or a data set that fit"),
+        ("classes", origin.num_classes, num_classes, "model.head=reinit replaces the classifier"),
+    ):
+        if stored and stored != wanted and not (what == "classes" and settings.head == "reinit"):
             raise UserError(
-                f"model.weights={settings.weights}: for {stored} {what}, but the data set has {wanted}; "
-                "choose weights or a data set that fit"
+                f"model.weights={settings.weights}: for {stored} {what}, but the data set has {wanted}; {cure}"
             )
 
 

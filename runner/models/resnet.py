@@ -14,7 +14,7 @@ from torch import Tensor, flatten, nn
 IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
-def cifar_resnet(depth: int, width: int = 16, *, num_classes: int, in_channels: int, stem: str, padding: str) -> ResNet:
+def cifar_resnet(depth: int, width: int = 16, *, num_classes: int, in_channels: int, padding: str) -> ResNet:
     """ResNet of ``depth`` = 6n+2: three stages of n basic blocks, of 1, 2 and 4 times ``width`` channels."""
     blocks = (depth - 2) // 6
     return ResNet(
@@ -23,7 +23,7 @@ def cifar_resnet(depth: int, width: int = 16, *, num_classes: int, in_channels: 
         (width, 2 * width, 4 * width),
         num_classes=num_classes,
         in_channels=in_channels,
-        stem=stem,
+        stem="cifar",
         padding=padding,
     )
 

@@ -89,28 +89,63 @@ def origin_of(path: str | Path) -> Origin | None:
     return None
 
 
-def load_weights(model: nn.Module, path: str | Path) -> Origin | None:
+def load_weights(model: nn.Module, path: str | Path, *, head: str = "keep") -> Origin | None:
     """Load the weights at ``path`` (a .safetensors file or a run folder) into ``model``, in place; return their origin.
 
     Names are mapped as the origin says and a ``module.`` prefix of all names is dropped; pruned widths of a run folder
-    resize the network first. Counters of batches seen by batch normalisation may be absent. Raises UserError: missing
-    or truncated file, tensors that are missing, left over or of another shape.
+    resize the network first. Counters of batches seen by batch normalisation may be absent. For ``head`` see
+    ``assign_all``. Raises UserError: missing or truncated file, tensors that are missing, left over or of another
+    shape.
     """
     path = Path(path).expanduser()
     origin = origin_of(path)
     file = find_product(path) / "weights.safetensors" if path.is_dir() else path
-    tensors = read_tensors(file)
+    assign_all(model, read_tensors(file), file, origin, head=head)
+    return origin
+
+
+def assign_all(
+    model: nn.Module, tensors: dict[str, Tensor], file: Path, origin: Origin | None = None, *, head: str = "keep"
+) -> None:
+    """Give ``model`` the tensors of a ``file``: names mapped and widths taken over as the origin says.
+
+    ``head`` at ``reinit`` leaves out the classifier, which is the network's last linear layer: it is initialised again
+    (weights N(0, 0.01), bias 0), and may have another number of classes than the file's.
+    """
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if origin:
         tensors = {_rename(name, origin.names): tensor for name, tensor in tensors.items()}
-        if origin.widths:
-            resize_to(model, origin.widths)
-    assign(model, tensors, file)
-    return origin
+    classifier = head_of(model)
+    widths = dict(origin.widths) if origin and origin.widths else None
+    if head == "reinit":
+        if classifier is None:
+            raise UserError("model.head=reinit: the network has no linear layer that could be its classifier")
+        layer = model.get_submodule(classifier)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{classifier}.")}
+        if widths and classifier in widths:
+            widths[classifier] = [layer.out_features, widths[classifier][1]]
+    if widths:
+        resize_to(model, widths)
+    if head == "reinit":
+        layer.weight.data.normal_(0, 0.01)
+        if layer.bias is not None:
+            layer.bias.data.zero_()
+        tensors |= {f"{classifier}.{name}": value.detach() for name, value in layer.named_parameters()}
+    bias = tensors.get(f"{classifier}.bias")
+    differs = bias is not None and len(bias) != model.get_submodule(classifier).out_features
+    assign(model, tensors, file, "; model.head=reinit replaces the classifier" if differs else "")
 
 
-def assign(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+def head_of(model: nn.Module) -> str | None:
+    """The name of the last linear layer, which every classifier of the zoo ends with."""
+    from torch import nn
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else None
+
+
+def assign(model: nn.Module, tensors: dict[str, Tensor], file: Path, cure: str = "") -> None:
     """Copy ``tensors`` into ``model``; every name and shape must agree, else UserError naming the first few."""
     expected = {name: tensor for name, tensor in model.state_dict().items() if hasattr(tensor, "shape")}
     missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
@@ -126,7 +161,7 @@ def assign(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
         if found
     ]
     if problems:
-        raise UserError(f"{file}: weights of another network; tensors {'; '.join(problems)}")
+        raise UserError(f"{file}: weights of another network; tensors {'; '.join(problems)}{cure}")
     model.load_state_dict(tensors, strict=False)
 
 

@@ -28,7 +28,8 @@ from runner.datasets import MODULES, check_dataset, fingerprint
 from runner.errors import UserError
 from types import SimpleNamespace
 for name in MODULES:
-    settings = SimpleNamespace(name=name, path=sys.argv[1] if name == "image_folder" else None)
+    path = sys.argv[1] if name == "image_folder" else None
+    settings = SimpleNamespace(name=name, path=path, target=None)
     try:
         check_dataset(settings, "nowhere", True)
         fingerprint(settings.name, settings.path)

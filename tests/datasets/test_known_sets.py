@@ -1,21 +1,19 @@
 """Digits, Fashion-MNIST, CIFAR-10: content, downloads from a server of the test, damaged and missing files."""
 
-import functools
 import gzip
 import hashlib
-import http.server
 import io
 import pickle
 import tarfile
-import threading
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
-from torchvision.datasets import CIFAR10, FashionMNIST
+from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
-from runner.datasets import check_dataset, cifar10, fashion_mnist, fingerprint, load_data
+from runner.datasets import check_dataset, fashion_mnist, fingerprint, load_data
+from runner.datasets.cifar import SETS
 from runner.errors import UserError
 from runner.schema import DatasetSettings
 
@@ -31,24 +29,6 @@ def load(scale, tmp_path):
         return load_data(settings, scale("paper", *limits), data_root=root, offline=offline)
 
     return load
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A folder and the address under which it is served."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    monkeypatch.setenv("no_proxy", "*")
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{served.server_port}/"
-    served.shutdown()
-    served.server_close()
 
 
 # ---- digits
@@ -204,20 +184,20 @@ def cifar(tmp_path, monkeypatch) -> tuple[Path, numpy.ndarray]:
     """A small archive in the format of the set, with the published checksums replaced by its own; and its pixels."""
     pixels = numpy.random.default_rng(0).integers(0, 256, (60, 3072)).astype("uint8")
     batches, sums = {}, {}
-    for number, name in enumerate(cifar10.BATCHES[1:]):
+    for number, name in enumerate(SETS["cifar10"].batches[1:]):
         part = pixels[10 * number : 10 * number + 10]
         batches[name] = pickle.dumps({"data": part, "labels": [*range(10)]})
     batches["batches.meta"] = pickle.dumps({"label_names": [f"class {k}" for k in range(10)]})
     sums = {name: md5(content) for name, content in batches.items()}
-    archive = tmp_path / "made" / cifar10.ARCHIVE
+    archive = tmp_path / "made" / SETS["cifar10"].archive
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
         for name, content in batches.items():
-            member = tarfile.TarInfo(f"{cifar10.FOLDER}/{name}")
+            member = tarfile.TarInfo(f"{SETS['cifar10'].folder}/{name}")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.read_bytes()))
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in cifar10.BATCHES[1:6]])
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in SETS["cifar10"].batches[1:6]])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
     return archive, pixels.reshape(60, 3, 32, 32)
@@ -230,22 +210,22 @@ def test_cifar10_from_an_archive_and_a_folder(tmp_path, load, cifar):
     assert data.class_names[3] == "class 3"
     assert data.train.labels.tolist() == [*range(10)] * 5
     unpacked = tmp_path / "data"
-    assert [path.name for path in unpacked.iterdir()] == [cifar10.FOLDER]  # nothing temporary is left
-    for root, path in [(unpacked, None), (tmp_path, str(unpacked)), (tmp_path, str(unpacked / cifar10.FOLDER))]:
+    assert [path.name for path in unpacked.iterdir()] == [SETS["cifar10"].folder]  # nothing temporary is left
+    for root, path in [(unpacked, None), (tmp_path, str(unpacked)), (tmp_path, str(unpacked / SETS["cifar10"].folder))]:
         assert len(load("cifar10", root, path=path).train) == 50
     assert load("cifar10", path=str(archive.parent), image_size=16).train.images.shape == (50, 3, 16, 16)
 
 
 def test_cifar10_download(tmp_path, load, cifar, server, monkeypatch, capsys):
     folder, address = server
-    (folder / cifar10.ARCHIVE).write_bytes(cifar[0].read_bytes())
-    monkeypatch.setattr(CIFAR10, "url", address + cifar10.ARCHIVE)
+    (folder / SETS["cifar10"].archive).write_bytes(cifar[0].read_bytes())
+    monkeypatch.setattr(CIFAR10, "url", address + SETS["cifar10"].archive)
     with pytest.raises(UserError, match=r"put cifar-10-python\.tar\.gz .*offline=true forbids"):
         load("cifar10")
     assert len(load("cifar10", offline=False).test) == 10
     assert "downloading CIFAR-10 (170.5 MB)" in capsys.readouterr().err
     assert len(load("cifar10").test) == 10
-    assert [path.name for path in (tmp_path / "data").iterdir()] == [cifar10.FOLDER]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [SETS["cifar10"].folder]
 
 
 def test_cifar10_without_network(tmp_path, load, cifar, monkeypatch):
@@ -259,7 +239,7 @@ def test_cifar10_without_network(tmp_path, load, cifar, monkeypatch):
 def test_cifar10_damaged(tmp_path, load, cifar):
     archive, _ = cifar
     load("cifar10", path=str(archive))
-    batch = tmp_path / "data" / cifar10.FOLDER / "data_batch_3"
+    batch = tmp_path / "data" / SETS["cifar10"].folder / "data_batch_3"
     batch.write_bytes(batch.read_bytes()[:-1])
     with pytest.raises(UserError, match="is damaged"):
         load("cifar10")
@@ -271,10 +251,48 @@ def test_cifar10_damaged(tmp_path, load, cifar):
         load("cifar10", path=str(archive))
 
 
+@pytest.fixture
+def cifar100(tmp_path, monkeypatch) -> Path:
+    """A small archive in the format of the set, with the published checksums replaced by its own."""
+    published = SETS["cifar100"]
+    pixels = numpy.arange(20 * 3072).reshape(20, 3072).astype("uint8")
+    batches = {
+        name: pickle.dumps({"data": part, "fine_labels": [3, 99] * 5, "coarse_labels": [0] * 10})
+        for name, part in (("train", pixels[:10]), ("test", pixels[10:]))
+    }
+    batches["meta"] = pickle.dumps({"fine_label_names": [f"class {k}" for k in range(100)]})
+    archive = tmp_path / "made" / published.archive
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in batches.items():
+            member = tarfile.TarInfo(f"{published.folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    monkeypatch.setattr(CIFAR100, "tgz_md5", md5(archive.read_bytes()))
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5(batches["train"])]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5(batches["test"])]])
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": md5(batches["meta"])})
+    return archive
+
+
+def test_cifar100_has_the_fine_labels(tmp_path, load, cifar100, server, monkeypatch, capsys):
+    folder, address = server
+    data = load("cifar100", path=str(cifar100))
+    assert (data.display_name, data.num_classes, data.class_names[99]) == ("CIFAR-100", 100, "class 99")
+    assert data.train.labels.tolist() == data.test.labels.tolist() == [3, 99] * 5
+    assert data.train.images[0, 0, 0, :4].tolist() == [0, 1, 2, 3]
+    (folder / cifar100.name).write_bytes(cifar100.read_bytes())
+    monkeypatch.setattr(CIFAR100, "url", address + cifar100.name)
+    with pytest.raises(UserError, match=r"put cifar-100-python\.tar\.gz .*offline=true forbids"):
+        load("cifar100", tmp_path / "empty")
+    assert len(load("cifar100", tmp_path / "empty", offline=False).test) == 10
+    assert "downloading CIFAR-100 (169.0 MB)" in capsys.readouterr().err
+
+
 def test_a_download_folder_that_cannot_be_written(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    for name in ("cifar10", "fashion_mnist"):
+    for name in ("cifar10", "cifar100", "fashion_mnist", "tiny_imagenet"):
         with pytest.raises(UserError, match=r"paths\.data=.* cannot be written"):
             check_dataset(DatasetSettings(name=name), blocked / "data", offline=False)
 
