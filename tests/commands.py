@@ -83,23 +83,36 @@ def smoke(*arguments: object, place: Path) -> Answer:
     return runner(*SMOKE, *arguments, place=place)
 
 
-def killed_and_repeated(arguments: tuple, place: Path, delays: list[float]) -> tuple[Answer, int]:
-    """Signal 9 so many seconds after each start of the run itself; then the command once more to its end.
+def killed_and_repeated(arguments: tuple, place: Path, moments: list[tuple[int, float]]) -> tuple[Answer, int]:
+    """Signal 9 at each moment; then the command once more to its end.
 
-    Returns the last answer and the number of kills that met a live run.
+    A moment is so many new checkpoint files after the start of the run itself, and so many seconds more: counted in
+    files it meets all phases on fast and slow machines alike. Returns the last answer and the number of kills that met
+    a live run.
     """
     kills = 0
-    for delay in delays:
-        before = _attempts(place)
+    for files, delay in moments:
+        before, stored = _attempts(place), _stored(place)
         command = Command(*arguments, place=place)
-        until(lambda before=before, command=command: _attempts(place) > before or not command.process.is_alive())
+
+        def ended(process=command.process) -> bool:
+            return not process.is_alive()
+
+        until(lambda before=before: _attempts(place) > before or ended())
+        until(lambda stored=stored, files=files: len(_stored(place) - stored) >= files or ended())
         command.process.join(delay)
-        if not command.process.is_alive():
-            return command.wait(), kills
-        command.signal(signal.SIGKILL)
-        assert command.wait().code == -9
+        if not ended():
+            command.signal(signal.SIGKILL)
+        answer = command.wait()
+        if answer.code != -9:  # it was faster
+            return answer, kills
         kills += 1
     return runner(*arguments, place=place), kills
+
+
+def _stored(place: Path) -> set[str]:
+    """Every checkpoint file of the runs below ``place``; a state of a loop has a new name each time."""
+    return {str(path) for path in (place / "work").glob("runs/*/*/checkpoints/*.pt")}
 
 
 def _attempts(place: Path) -> int:

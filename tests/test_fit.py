@@ -232,7 +232,7 @@ def test_all_options_together_with_bfloat16(all_options):
 
 
 def test_all_options_killed_and_repeated(all_options, tmp_path):
-    answer, kills = killed_and_repeated(OPTIONS, tmp_path, [0.2, 0.5, 0.8])
+    answer, kills = killed_and_repeated(OPTIONS, tmp_path, [(0, 0.02), (2, 0.01), (1, 0.03)])
     assert answer.code == 0, answer.err
     assert kills
     assert outcome(answer) == outcome(all_options)

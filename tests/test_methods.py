@@ -129,29 +129,28 @@ def test_the_same_bits_again(finished, tmp_path):
     assert outcome(run(method, tmp_path, "checkpoint.every_seconds=0")) == outcome(answer)
 
 
-def check_killed(finished, place: Path, delays: list[float]) -> None:
+def check_killed(finished, place: Path, moments: list[tuple[int, float]], at_least: int) -> None:
     method, undisturbed, its_place = finished
-    answer, kills = killed_and_repeated((*command(method), "checkpoint.every_seconds=0"), place, delays)
+    answer, kills = killed_and_repeated((*command(method), "checkpoint.every_seconds=0"), place, moments)
     assert answer.code == 0, answer.err
-    assert kills >= len(delays) // 2, "the kills came too late: choose earlier moments"
+    assert kills >= at_least, "the kills came too late: choose earlier moments"
     assert outcome(answer) == outcome(undisturbed)
     status = json.loads((answer.folder / "status.json").read_text())
-    assert (status["state"], status["resumes"]) == ("done", kills)
+    assert status["state"] == "done"
+    assert kills - status["resumes"] in (0, 1)  # a kill after the result was written needs no resume
     assert listing(place / "work") == listing(its_place / "work"), "a killed write left something behind"
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(finished, tmp_path):
     moments = random.Random(finished[0])
-    longest = min(finished[1].result["seconds"], 1.0)
-    check_killed(finished, tmp_path, [moments.uniform(0, longest) for _ in range(3)])
+    check_killed(finished, tmp_path, [(moments.choice((0, 1, 2)), moments.uniform(0, 0.05)) for _ in range(3)], 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_twenty_random_moments(finished, tmp_path, seed):
     moments = random.Random(seed)
-    longest = min(finished[1].result["seconds"], 0.5)
-    check_killed(finished, tmp_path, [moments.uniform(0, longest) for _ in range(20)])
+    check_killed(finished, tmp_path, [(moments.choice((0, 0, 1)), moments.uniform(0, 0.05)) for _ in range(20)], 5)
 
 
 @pytest.mark.parametrize("method", GOLDEN_METHODS)
