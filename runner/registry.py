@@ -177,28 +177,39 @@ def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, A
     chosen |= default_choices(read_yaml(method_file)) if method_file else {}
     chosen |= asked
     tree.pop("defaults")
-    overlays = [f"recommended/{chosen['method']}", f"recommended/recipe/{chosen['recipe']}"]
-    for group, name in [*chosen.items(), *((overlay, chosen["scale"]) for overlay in overlays)]:
-        file = choice_file(group, name, path)
-        if file is None:
-            exact &= group in overlays
-            continue
-        content = read_yaml(file)
-        entries = content.pop("defaults", [])
-        exact &= group == "method" or not entries
-        exact &= all(_is_plain(entry) for entry in entries)
-        package = re.match(r"#\s*@package\s+(\S+)", file.read_text(encoding="utf-8"))
-        whole = group in overlays or (package is not None and package[1] == "_global_")
-        exact &= package is None or whole
-        _merge(tree, content if whole else {group: content})
+    for group, name in chosen.items():
+        exact &= _place(tree, group, name, group, path)
+    for overlay in (f"recommended/{chosen['method']}", f"recommended/recipe/{chosen['recipe']}"):
+        exact &= _place(tree, overlay, chosen["scale"], "", path)
     return tree, exact
 
 
-def _is_plain(entry: Any) -> bool:
-    """Whether ``default_choices`` understands all of an entry of a defaults list."""
-    if isinstance(entry, dict):
-        return all(key.startswith("override /") and "@" not in key for key in entry)
-    return entry == "_self_"
+def _place(tree: dict[str, Any], group: str, name: str, package: str, path: Sequence[Path]) -> bool:
+    """Merges a choice and what its defaults list includes into ``tree`` under ``package``; whether that was all."""
+    file = choice_file(group, name, path)
+    if file is None:
+        return group.startswith("recommended/")
+    content = read_yaml(file)
+    header = re.match(r"#\s*@package\s+(\S+)", file.read_text(encoding="utf-8"))
+    package = "" if header else package
+    exact = header is None or header[1] == "_global_"
+    for entry in content.pop("defaults", None) or []:
+        for key, value in entry.items() if isinstance(entry, dict) else [(entry, None)]:
+            if key.startswith("override /"):  # ``default_choices`` has read it
+                exact &= "@" not in key or "@_global_." in key
+            elif value is not None and key.startswith("/") and "@" in key and "$" not in str(value):
+                inner, _, where = key.lstrip("/").partition("@")
+                if where.startswith("_global_"):
+                    where = where.removeprefix("_global_").lstrip(".")
+                else:
+                    where = ".".join(filter(None, [package, where.removeprefix("_here_")]))
+                exact &= _place(tree, inner, str(value), where, path)
+            else:
+                exact &= key == "_self_"
+    for word in reversed(package.split(".") if package else []):
+        content = {word: content}
+    _merge(tree, content)
+    return exact
 
 
 def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:

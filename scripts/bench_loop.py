@@ -93,7 +93,7 @@ def with_fit(batches: Batches, folder: Path) -> Callable[[], None]:
     progress = Progress(ScreenOfNobody())
     metrics = MetricsFile(folder / "metrics.jsonl")
     observer = RunObserver(progress, metrics, folder / "log.txt")
-    launch = Launch(torch.device("cpu"), progress, lambda: False)
+    launch = Launch(torch.device("cpu"), progress, lambda: False, [])
     ctx = Context(config, validate(config), run_folder, launch, observer)
     assert len(ctx.data.validation) == 0  # loaded here, so that it is not timed
     model = network()

@@ -26,7 +26,7 @@ sys.exit(code)
         (["show", "supervised"], 0, False),
         (["completion", "words", "runner method="], 0, False),
         (["method=ekk"], 2, False),
-        (["model.widht=3"], 2, True),
+        (["model.widht=3"], 2, False),
         (["--cfg", "job"], 0, True),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
