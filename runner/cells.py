@@ -296,10 +296,13 @@ def _check_finite(metrics: Mapping[str, float]) -> None:
 
 
 def _write_error(folder: RunFolder) -> None:
-    try:
-        write_atomic(folder.path / "error.txt", traceback.format_exc())
-    except OSError:
-        traceback.print_exc()  # a full disk: the screen is what is left
+    text = traceback.format_exc()
+    for part in (text, text[-1000:]):  # a disk that is all but full may still take the end, which names the error
+        try:
+            write_atomic(folder.path / "error.txt", part)
+            return
+        except OSError:
+            continue
 
 
 def _yaml(config: Mapping[str, Any]) -> str:
