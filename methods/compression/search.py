@@ -298,7 +298,7 @@ class Search:
         self._remember(best.loss)
 
     def _commit_uniform(self) -> Evaluation:
-        """The widest common rate at or under the target."""
+        """The widest common rate at or under the target, then gate by gate the next one while the target allows."""
         rates = sorted({kept / gate.channels for gate in self.gated.gates for kept in range(1, gate.channels + 1)})
         low, high = 0, len(rates) - 1  # rates[low] fits: the constructor checked one channel a gate
         while low < high:
@@ -306,6 +306,9 @@ class Search:
             fits = self.gated.flops_rate(self.gated.kept_counts([rates[middle]] * len(self.rates))) <= self.target_rate
             low, high = (middle, high) if fits else (low, middle - 1)
         self.rates = [rates[low]] * len(self.rates)
+        for index in range(len(self.rates) if low + 1 < len(rates) else 0):
+            if self._rate_with(index, rates[low + 1]) <= self.target_rate:
+                self.rates[index] = rates[low + 1]
         logits = self._network_logits()
         loss, score = image_losses(logits, self.labels, self._knowledge_of(slice(None)))
         result = Evaluation(-1, rates[low], loss.mean().item(), score.mean().item(), logits)
