@@ -83,10 +83,11 @@ def spread(values: list[float]) -> str:
 def report(title: str, results: dict[str, list[dict]], seeds: list[int]) -> str:
     """The table as Markdown."""
     first = results[next(iter(results))][0]
+    commits = sorted({run["commit"][:12] for runs in results.values() for run in runs})
     lines = [
         f"# EKG: {title}",
         "",
-        f"{time.strftime('%Y-%m-%d')}, commit {first['commit'][:12]}, {first['hardware']['processor']}, "
+        f"{time.strftime('%Y-%m-%d')}, commit {' and '.join(commits)}, {first['hardware']['processor']}, "
         f"{first['hardware']['threads']} threads, torch {first['versions']['torch']}. n = {len(seeds)} seeds "
         f"({', '.join(map(str, seeds))}); mean +- standard deviation. Desk scale: not the paper's protocol.",
         "",
