@@ -79,7 +79,7 @@ def runner(*arguments: object, place: Path, limits: dict[str, int] | None = None
 
 
 def smoke(*arguments: object, place: Path) -> Answer:
-    """A smoke run of `supervised`, by default in place/work/runs."""
+    """A smoke run of `supervised`, by default with its run folders below ``place``."""
     return runner(*SMOKE, *arguments, place=place)
 
 
