@@ -96,8 +96,9 @@ class RunFolder:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def settle(self) -> None:
-        """Does what a kill right after the result was written left undone: state says done, checkpoints go."""
-        if self.status().get("state") == "done" and not (self.path / "checkpoints").exists():
+        """Does what a kill after the result was written left undone: state says done, checkpoints and lock go."""
+        left = (self.path / name for name in ("checkpoints", "lock.json"))
+        if self.status().get("state") == "done" and not any(path.exists() for path in left):
             return
         try:
             with self.lock():

@@ -292,6 +292,14 @@ def test_settling_finishes_the_bookkeeping_of_a_killed_run(folder):
     assert folder.status()["attempt"] == 2
 
 
+def test_settling_removes_the_lock_of_a_holder_killed_at_its_very_end(folder):
+    write_json(folder.result_path, {"metrics": {"accuracy": 0.5}})
+    folder.update_status(state="done")
+    write_json(folder.path / "lock.json", {"pid": os.getpid(), "start": 1.0, "host": socket.gethostname()})
+    folder.settle()
+    assert not (folder.path / "lock.json").exists()
+
+
 def test_settling_leaves_a_live_run_alone(folder, holder):
     left_after_the_result(folder)
     folder.settle()
