@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -169,22 +169,37 @@ class Batches:
         whole, rest = divmod(len(self.images), self.batch_size)
         return whole + (rest > 0 and not (self.drop_last and whole > 0))
 
-    def iterate(self, generator_seed: int, start: int = 0) -> Iterator[Batch]:
-        """One epoch in the order of ``generator_seed``, from batch ``start`` on; skipped batches are not computed."""
+    def iterate(
+        self,
+        generator_seed: int,
+        start: int = 0,
+        *,
+        stride: int = 1,
+        part: Callable[[int], tuple[slice, float]] | None = None,
+    ) -> Iterator[Batch]:
+        """One epoch in the order of ``generator_seed``, from batch ``start`` on; skipped batches are not computed.
+
+        Args:
+            stride: every so many batches.
+            part: which rows of a batch of so many are wanted (``runner.ranks.Ranks.part``). They get the views that
+                they get in the whole batch.
+        """
         count = len(self.images)
         if self.shuffle:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(generator_seed))
         else:
             order = torch.arange(count)
-        for batch in range(start, len(self)):
+        for batch in range(start, len(self), stride):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self._batch(rows.to(self.images.labels.device))
+            yield self._batch(rows.to(self.images.labels.device), slice(None) if part is None else part(len(rows))[0])
 
-    def _batch(self, rows: Tensor) -> Batch:
+    def _batch(self, rows: Tensor, part: slice) -> Batch:
+        count, rows = len(rows) * self.views, rows[part]
         images = self.images.images[rows]
         if self.views > 1:
             images = images.repeat_interleave(self.views, 0)
-        images = augment(images, self.augmentation, self.colour)
+            part = slice(*(None if end is None else end * self.views for end in (part.start, part.stop)))
+        images = augment(images, self.augmentation, self.colour, part, count)
         images = (images.float() - self.mean) / self.std
         if self.views > 1:
             images = images.unflatten(0, (-1, self.views))

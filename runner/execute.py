@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import StopRequested
+from runner.errors import LAST_STATE, StopRequested
 from runner.plan import Plan, plan
+from runner.storage import write_atomic
 
 if TYPE_CHECKING:
+    import torch
+
+    from runner.cells import Checked
     from runner.compose import Composed
+    from runner.ranks import Ranks
 
 
 def execute(composed: Composed) -> Path:
@@ -38,6 +45,8 @@ def execute(composed: Composed) -> Path:
 
 def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> dict[str, Any]:
     """Runs a plan in this process: checks it, locks its folder, shows its progress and closing table."""
+    if planned.config["hardware"]["processes"] != 1:  # before torch is loaded: it would warn about what is meant so
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with stop_signals() as stop_requested:
         from runner.cells import check, run_locked
         from runner.context import Launch
@@ -47,22 +56,47 @@ def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> 
         checked = check(planned)
         device = resolve_device(checked.settings.hardware.device)
         folder = planned.folder
+        beside, note = _beside(checked, device, search_path)
         folder.create()
         say(first_line)
         progress = Progress()
         try:
-            with folder.lock():
+            with beside as ranks, folder.lock():
                 if planned.config["force"] and folder.result() is not None:
                     folder.clear()
                 progress.say(f"{planned.name}/{planned.key} in {folder.path}")
-                progress.say(f"hardware: {hardware_summary(device)}")
-                result = run_locked(checked, Launch(device, progress, stop_requested, search_path))
+                progress.say(f"hardware: {hardware_summary(device)}{note}")
+                if ranks is not None:
+                    ranks.connect()
+                result = run_locked(checked, Launch(device, progress, stop_requested, search_path, ranks=ranks))
         except StopRequested as stop:
             raise StopRequested(f"stopped {stop}; the state is saved, the same command goes on") from None
         finally:
             progress.close()
     say(closing_table(result))
     return result
+
+
+def _beside(
+    checked: Checked, device: torch.device, search_path: Sequence[Path]
+) -> tuple[AbstractContextManager[Ranks | None], str]:
+    """What starts the other processes of a run, and what to say about them."""
+    hardware = checked.settings.hardware
+    if hardware.processes == 1:
+        return contextlib.nullcontext(), ""
+    from runner.followers import process_count, started
+
+    count = process_count(checked, device)
+    if count == 1:
+        name, alone = checked.plan.config["method"]["name"], not getattr(checked.method, "distributed", True)
+        return contextlib.nullcontext(), f"; method {name} cannot share its batches: one process" if alone else ""
+
+    def ended(message: str) -> None:
+        say(f"runner: {message}; {LAST_STATE} ({checked.plan.folder.path / 'error.txt'})")
+        write_atomic(checked.plan.folder.path / "error.txt", message + "\n")
+        checked.plan.folder.update_status(state="failed")
+
+    return started(checked, device, count, search_path, ended), f"; {count} processes"
 
 
 def answer_stored(planned: Plan, result: dict[str, Any]) -> None:
