@@ -274,9 +274,9 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
     except Exception as error:
         if ranks is not None and isinstance(error, RuntimeError) and (lost := ranks.lost()):
             _write_error(folder, lost)
-            last = lost.splitlines()
-            where = f"({folder.path / 'error.txt'})"
-            raise _CellFailed(f"{prefix}{last[0]} {last[-1] if last[1:] else ''}; {LAST_STATE} {where}") from None
+            first, *more = lost.splitlines()
+            what = " ".join([first, *more[-1:]])
+            raise _CellFailed(f"{prefix}{what}; {LAST_STATE} ({folder.path / 'error.txt'})") from None
         _write_error(folder)
         text = str(error).strip().splitlines()
         last = f"{type(error).__name__}: {text[0] if text else ''}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import multiprocessing as torch_multiprocessing
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 from runner.errors import RunFailed, StopRequested, UserError
 from runner.ranks import Ranks
@@ -104,14 +104,12 @@ class Followers:
         self._count = place.count
         self._ended = ended
         self._message: str | None = None
-        self._over = threading.Event()
+        self._known, self._over = threading.Event(), threading.Event()
         # a process that computes on threads or a GPU cannot be forked; otherwise a fork saves loading all modules
         method = "fork" if place.device == "cpu" and _single_threaded() else "spawn"
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they wait until the new process can take them
         try:
-            self._context = torch_multiprocessing.start_processes(
-                follow, (place,), place.count - 1, join=False, start_method=method
-            )
+            self._context = start_processes(follow, (place,), place.count - 1, join=False, start_method=method)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -119,7 +117,7 @@ class Followers:
 
     def lost(self) -> str | None:
         """Which rank ended early and why, when one did."""
-        self.thread.join(NOTICE_SECONDS)
+        self._known.wait(NOTICE_SECONDS)
         return self._message
 
     def end(self) -> None:
@@ -134,14 +132,15 @@ class Followers:
         try:
             while not self._context.join(grace_period=0.5):
                 pass
-        except torch_multiprocessing.ProcessException as error:
+        except (ProcessExitedException, ProcessRaisedException) as error:
             if self.closing:
                 return
-            if isinstance(error, torch_multiprocessing.ProcessRaisedException):
+            if isinstance(error, ProcessRaisedException):
                 how = "failed:\n" + error.msg.partition("error:\n")[2].strip()
             else:
                 how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with {error.exit_code}"
             self._message = f"rank {error.error_index + 1} of {self._count} {how}"
+            self._known.set()
             if not self._over.wait(HANG_SECONDS):
                 self._ended(self._message)
                 os._exit(RunFailed.exit_code)
