@@ -45,7 +45,9 @@ def execute(composed: Composed) -> Path:
 
 def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> dict[str, Any]:
     """Runs a plan in this process: checks it, locks its folder, shows its progress and closing table."""
-    if planned.config["hardware"]["processes"] != 1:  # before torch is loaded: it would warn about what is meant so
+    if (
+        planned.config["hardware"].get("processes", 1) != 1
+    ):  # before torch is loaded: it would warn about what is meant so
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with stop_signals() as stop_requested:
         from runner.cells import check, run_locked

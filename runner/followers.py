@@ -9,7 +9,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -174,7 +173,6 @@ def follow(index: int, place: Place) -> None:
         follow_cell(check(plan(place.config)), Launch(device, Silent(), stop_requested, place.search_path, ranks=ranks))
         ranks.share()
         ranks.disconnect()
-    sys.stdout.flush()
 
 
 def _end_with_parent() -> None:

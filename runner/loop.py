@@ -105,7 +105,7 @@ class Loop:
                 durable.restore_random(self, record["random"])
                 record = None
             while self.epoch_length is None or self.offset < self.epoch_length:
-                if self.until is not None and self.until():
+                if self.until is not None and self._enough():
                     return
                 item = next(items, _END)
                 if item is _END:
@@ -118,6 +118,11 @@ class Loop:
                 durable.after_step(self, write=self.epoch_ends or self.source is None)
             self.epoch += 1
             self.offset = 0
+
+    def _enough(self) -> bool:
+        """What ``until`` says; among ranks what it says on rank 0."""
+        ranks = self.durable.ranks
+        return self.until() if ranks is None else ranks.agree(False, self.until())[1]
 
     def _epoch_items(self) -> Iterator[Any]:
         """What the current epoch yields from the current offset on; leaves the epoch's own random stream running."""

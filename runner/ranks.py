@@ -44,7 +44,7 @@ class Ranks:
             dist.init_process_group("gloo", timeout=PATIENCE, **place)
             self._control = dist.group.WORLD
         else:
-            dist.init_process_group(self.backend, **place)
+            dist.init_process_group(f"cpu:gloo,cuda:{self.backend}", **place)
             self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def disconnect(self) -> None:

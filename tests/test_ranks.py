@@ -13,7 +13,7 @@ import numpy
 import psutil
 import pytest
 import torch
-from commands import Answer, Command, killed_and_repeated, listing, metric_lines, outcome, runner, until
+from commands import SMOKE, Answer, Command, killed_and_repeated, listing, metric_lines, outcome, runner, until
 from safetensors.torch import load_file
 from user_methods import write_config
 
@@ -182,6 +182,17 @@ def test_a_method_that_cannot_be_distributed_runs_in_one_process(tmp_path):
     assert answer.code == 0, answer.err
     assert "method alone cannot share its batches: one process" in answer.err
     assert answer.result["hardware"]["processes"] == 1
+
+
+@pytest.mark.slow
+def test_cells_that_cannot_be_distributed_run_on_rank_0_of_a_run_that_can(tmp_path):
+    answer = runner("method=ekg", *SMOKE[1:], TWO, place=tmp_path)
+    assert answer.code == 0, answer.err
+    used = {path.parent.parent.name.partition("-")[0]: path for path in tmp_path.glob("work/runs/*/*/result.json")}
+    processes = {name: json.loads(path.read_text())["hardware"]["processes"] for name, path in used.items()}
+    assert processes == {"ekg": 2, "ekg_search": 1, "supervised": 1}
+    again = runner("method=ekg", *SMOKE[1:], TWO, place=tmp_path / "again")
+    assert outcome(again) == outcome(answer)
 
 
 def test_training_by_hand_among_ranks_is_noticed(tmp_path):
