@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -80,6 +79,10 @@ class Context:
             ranks=launch.ranks,
         )
         self._writes = launch.ranks is None or launch.ranks.main
+        if settings.profile and self._writes:
+            from runner.trace import Trace
+
+            self.durable.trace = Trace(folder.path / "artifacts" / "trace", observer.say)
 
     # ---- durable verbs ---------------------------------------------------------------------------------------------
 
@@ -308,7 +311,8 @@ class Context:
 
         Every rank writes; what ranks above 0 write is thrown away when the run ends.
         """
-        path = (self.folder.path / "artifacts" if self._writes else Path(self._thrown_away.name)) / name
+        folder = self.folder.path / "artifacts"
+        path = (folder if self._writes else self.launch.ranks.thrown_away / self.folder.path.name) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -322,10 +326,6 @@ class Context:
             replace_atomic(folder / f"{name}.{kind}", lambda path, kind=kind: figure.savefig(path, format=kind))
 
     # ---- inside ----------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _thrown_away(self) -> TemporaryDirectory[str]:
-        return TemporaryDirectory(prefix="runner-rank-")  # removed with this context
 
     def _in_turn(self) -> AbstractContextManager:
         return nullcontext() if self.ranks is None else self.ranks.main_first()

@@ -24,6 +24,7 @@ from runner.tracked import check_trackable, read_state, write_state
 
 if TYPE_CHECKING:
     from runner.ranks import Ranks
+    from runner.trace import Trace
 
 Result = TypeVar("Result")
 
@@ -69,6 +70,7 @@ class Durable:
         self.max_steps = max_steps
         self.stop_requested = stop_requested
         self.ranks = ranks  # None: one process
+        self.trace: Trace | None = None
         self.phases: dict[str, dict[str, Any]] = {}  # of the outermost verbs: seconds over all attempts
         self._tracked: dict[str, Any] = {}
         self._stack: list[Loop | str] = []
@@ -194,9 +196,13 @@ class Durable:
         depth = len(self._stack)
         self._stack.append(loop)
         state = randomness.capture()
+        if self.trace is not None:
+            self.trace.begin(loop)
         try:
             yield
         finally:
+            if self.trace is not None:
+                self.trace.end(loop)
             del self._stack[depth:]
             randomness.restore(state)
 
@@ -254,6 +260,8 @@ class Durable:
         if loop.pending and (write or loop.position % self.log_every == 0):
             self.write_pending(loop)
         self.observer.advance(loop.position, loop.shown)
+        if self.trace is not None:
+            self.trace.after_step(loop)
         stop = self.stop_requested()
         due = time.monotonic() - self._last_save >= self.every_seconds
         if self.ranks is not None:

@@ -8,12 +8,13 @@ import shlex
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import LAST_STATE, StopRequested
+from runner.errors import LAST_STATE, RunFailed, StopRequested
 from runner.plan import Plan, plan
 from runner.storage import write_atomic
 
@@ -31,7 +32,8 @@ def execute(composed: Composed) -> Path:
     Raises:
         UserError, RunFailed, StopRequested: see ``runner.errors``.
     """
-    planned = plan(composed.config, composed.origin)
+    config = composed.config
+    planned = plan(throw_away(config) if config["debug"] is True else config, composed.origin)
     demonstration = demonstration_line(composed)
     stored = planned.folder.result()
     if stored is not None and not planned.config["force"]:
@@ -61,9 +63,10 @@ def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> 
         beside, note = _beside(checked, device, search_path)
         folder.create()
         say(first_line)
-        progress = Progress()
+        debug = planned.config["debug"]
+        progress = Progress(plain=True if debug else None)  # a live line would get between breakpoint() and the screen
         try:
-            with beside as ranks, folder.lock():
+            with beside as ranks, folder.lock(), anomalies_named() if debug else contextlib.nullcontext():
                 if planned.config["force"] and folder.result() is not None:
                     folder.clear()
                 progress.say(f"{planned.name}/{planned.key} in {folder.path}")
@@ -73,6 +76,10 @@ def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> 
                 result = run_locked(checked, Launch(device, progress, stop_requested, search_path, ranks=ranks))
         except StopRequested as stop:
             raise StopRequested(f"stopped {stop}; the state is saved, the same command goes on") from None
+        except RunFailed:
+            if debug and (folder.path / "error.txt").exists():
+                say((folder.path / "error.txt").read_text().rstrip())
+            raise
         finally:
             progress.close()
     say(closing_table(result))
@@ -101,12 +108,29 @@ def _beside(
     return started(checked, device, count, search_path, ended), f"; {count} processes"
 
 
+def throw_away(config: dict[str, Any]) -> dict[str, Any]:
+    """The same run for debug=true: in a new folder that nothing reads again, in one process, not tracked."""
+    folder = tempfile.mkdtemp(prefix="runner-debug-")
+    say(f"debug=true: no stored result is read, all cells run anew in {folder}, to be thrown away")
+    changes = {"paths": {"runs": folder}, "hardware": {"processes": 1}, "tracking": {"mode": "none"}}
+    return {**config, **{name: {**config[name], **values} for name, values in changes.items()}}
+
+
+def anomalies_named() -> AbstractContextManager:
+    """Inside, a backward pass that fails or yields NaN shows the forward operation that it belongs to."""
+    import torch
+
+    return torch.autograd.set_detect_anomaly(True)
+
+
 def answer_stored(planned: Plan, result: dict[str, Any]) -> None:
     """Shows a stored result; says when it came from other code."""
     from runner.progress import closing_table
 
     planned.folder.settle()
     say(f"already done: {planned.folder.path} (force=true runs it again)")
+    if planned.config["profile"]:
+        say("profile=true: there is no step to trace; force=true runs it again")
     if result.get("code") != planned.code():
         say("stale: the code of this method changed since; force=true recomputes")
     host = result.get("hardware", {}).get("host")

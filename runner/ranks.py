@@ -32,6 +32,7 @@ class Ranks:
         self.rank, self.count, self.backend = rank, count, backend
         self.main = rank == 0
         self.lost: Callable[[], str | None] = lambda: None  # what is known of a rank that ended early
+        self.thrown_away = meeting.parent / f"rank{rank}"  # of what a rank above 0 writes
         self._meeting = meeting
         self._control: Any = None
 

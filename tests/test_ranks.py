@@ -66,7 +66,6 @@ def steps_stored(place: Path, phase: str = "train") -> int:
 @pytest.mark.parametrize(
     "options",
     [
-        (),
         ("dataset.train_size=33", "recipe.drop_last=false"),  # 25 train: the last batch is one image
         ("recipe.accumulation=3", "recipe.gradient_clip=0.5", "recipe.ema_decay=0.8", "recipe.channels_last=true"),
     ],
@@ -94,6 +93,7 @@ def test_batch_normalisation_sees_the_parts(tmp_path):
     assert not torch.allclose(weights(plain), weights(two), rtol=1e-4, atol=1e-5), "the test could not fail"
 
 
+@pytest.mark.slow
 def test_every_verb_among_two_processes(tmp_path):
     folder = write_config(tmp_path / "conf", "verbs", "rank_methods:AllVerbs", baseline={"seed": 0})
     command = (*BATCH, TWO, "method=verbs", "--config-dir", folder)
@@ -199,6 +199,13 @@ def test_training_by_hand_among_ranks_is_noticed(tmp_path):
     folder = write_config(tmp_path / "conf", "hand", "rank_methods:ByHand")
     answer = runner(*GROUP, TWO, "method=hand", "--config-dir", folder, place=tmp_path)
     assert answer.code == 1 and "`distributed = False`" in answer.message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+def test_multi_gpu_without_a_gpu_is_refused(tmp_path):
+    answer = runner(*GROUP, "hardware=multi_gpu", place=tmp_path)
+    assert answer.code == 2 and "hardware.device=cuda" in answer.message
+    assert listing(tmp_path / "work") == set()
 
 
 # ---- a fresh process -----------------------------------------------------------------------------------------------
