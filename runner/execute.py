@@ -9,12 +9,13 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import LAST_STATE, RunFailed, StopRequested
+from runner.errors import LAST_STATE, RunFailed, StopRequested, UserError
 from runner.plan import Plan, plan
 from runner.storage import write_atomic
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from runner.cells import Checked
     from runner.compose import Composed
     from runner.ranks import Ranks
+
+_RUNNING = threading.Lock()  # two runs at once would draw from the same generators
 
 
 def execute(composed: Composed) -> Path:
@@ -47,11 +50,11 @@ def execute(composed: Composed) -> Path:
 
 def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> dict[str, Any]:
     """Runs a plan in this process: checks it, locks its folder, shows its progress and closing table."""
-    if (
-        planned.config["hardware"].get("processes", 1) != 1
-    ):  # before torch is loaded: it would warn about what is meant so
+    if planned.config["hardware"].get("processes", 1) != 1:
+        # before torch is loaded: it would warn of what is meant so
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    with stop_signals() as stop_requested:
+    with _alone(), stop_signals() as stop_requested:
+        from runner import randomness
         from runner.cells import check, run_locked
         from runner.context import Launch
         from runner.environment import hardware_summary, resolve_device
@@ -66,7 +69,8 @@ def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> 
         debug = planned.config["debug"]
         progress = Progress(plain=True if debug else None)  # a live line would get between breakpoint() and the screen
         try:
-            with beside as ranks, folder.lock(), anomalies_named() if debug else contextlib.nullcontext():
+            named = anomalies_named() if debug else contextlib.nullcontext()
+            with beside as ranks, folder.lock(), randomness.preserved(), named:
                 if planned.config["force"] and folder.result() is not None:
                     folder.clear()
                 progress.say(f"{planned.name}/{planned.key} in {folder.path}")
@@ -148,6 +152,16 @@ def demonstration_line(composed: Composed) -> str:
     words = [shlex.quote(word) for word in composed.overrides if not word.startswith("scale=")]
     command = " ".join(["runner", *folders, *words, "scale=paper"])
     return f"scale={scale}: a demonstration, not the paper's protocol; the paper's own recipe: {command}"
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    if not _RUNNING.acquire(blocking=False):
+        raise UserError("another thread of this process runs an experiment; one beside it needs a process of its own")
+    try:
+        yield
+    finally:
+        _RUNNING.release()
 
 
 @contextlib.contextmanager
