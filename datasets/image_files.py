@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from runner.datasets.augment import augment
-from runner.datasets.images import Batch, Batches, Labelled
+from runner.datasets.images import Batch, Batches, Labelled, Part
 from runner.errors import UserError
 from runner.randomness import stream_seed
 
@@ -81,20 +81,22 @@ class FileBatches(Batches):
         self.workers = default_workers() if workers is None else workers
         self.device = self.mean.device
 
-    def iterate(self, generator_seed: int, start: int = 0) -> Iterator[Batch]:
-        """As for images in memory; the images of skipped batches are not decoded.
+    def iterate(
+        self, generator_seed: int, start: int = 0, *, stride: int = 1, part: Part | None = None
+    ) -> Iterator[Batch]:
+        """As for images in memory; the images of batches and parts that are not wanted are not decoded.
 
         The augmentation's seed is that of torch's global generator at the call, which ``Loop`` sets every epoch.
         """
-        return self._read(self._rows(generator_seed, start), torch.initial_seed())
+        return self._read(self._rows(generator_seed, start, stride, part), torch.initial_seed())
 
-    def _read(self, batches: list[Tensor], seed: int) -> Iterator[Batch]:
+    def _read(self, batches: list[tuple[Tensor, slice]], seed: int) -> Iterator[Batch]:
         flip = None if self.augmentation is None else self.augmentation.horizontal_flip
         workers = min(self.workers, len(batches))
         loader = DataLoader(
             _Reader(self.images, flip, self.views, seed),
             batch_size=None,  # an item is a batch
-            sampler=batches,
+            sampler=[rows[wanted] for rows, wanted in batches],
             num_workers=workers,
             worker_init_fn=_ignore_signals if workers else None,
             pin_memory=self.device.type == "cuda",
@@ -102,10 +104,12 @@ class FileBatches(Batches):
         )
         with _signals_held():
             read = iter(loader)
-        for rows, pixels in zip(batches, read, strict=True):
+        for (rows, wanted), pixels in zip(batches, read, strict=True):
             if isinstance(pixels, str):
                 raise UserError(pixels)
-            images = augment(pixels.to(self.device, non_blocking=True), None, self.colour)
+            count, rows = len(rows) * self.views, rows[wanted]
+            pixels = pixels.to(self.device, non_blocking=True)
+            images = augment(pixels, None, self.colour, self._of_views(wanted), count)
             images = (images.float() - self.mean) / self.std
             if self.views > 1:
                 images = images.unflatten(0, (-1, self.views))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from runner.datasets.augment import augment
+from runner.datasets.augment import WHOLE, augment
 from runner.errors import UserError
 from runner.schema import AugmentationSettings, DatasetSettings
 
+Part = Callable[[int], tuple[slice, float]]  # of a batch of so many rows: which are wanted, and their share
 CHUNK = 1024  # images converted at once where a whole split in a wider type would fill the memory
 
 
@@ -190,25 +191,44 @@ class Batches:
         whole, rest = divmod(len(self.images), self.batch_size)
         return whole + (rest > 0 and not (self.drop_last and whole > 0))
 
-    def iterate(self, generator_seed: int, start: int = 0) -> Iterator[Batch]:
-        """One epoch in the order of ``generator_seed``, from batch ``start`` on; skipped batches are not computed."""
-        for rows in self._rows(generator_seed, start):
-            yield self._batch(rows.to(self.images.labels.device))
+    def iterate(
+        self,
+        generator_seed: int,
+        start: int = 0,
+        *,
+        stride: int = 1,
+        part: Part | None = None,
+    ) -> Iterator[Batch]:
+        """One epoch in the order of ``generator_seed``, from batch ``start`` on; skipped batches are not computed.
 
-    def _rows(self, generator_seed: int, start: int) -> list[Tensor]:
-        """The rows of each batch of an epoch, from batch ``start`` on."""
+        Args:
+            stride: every so many batches.
+            part: which rows of a batch of so many are wanted (``runner.ranks.Ranks.part``). They get the views that
+                they get in the whole batch.
+        """
+        for rows, wanted in self._rows(generator_seed, start, stride, part):
+            yield self._batch(rows.to(self.images.labels.device), wanted)
+
+    def _rows(self, generator_seed: int, start: int, stride: int, part: Part | None) -> list[tuple[Tensor, slice]]:
+        """Of each batch of an epoch that is wanted: its rows, and which of them are."""
         count = len(self.images)
         if self.shuffle:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(generator_seed))
         else:
             order = torch.arange(count)
-        return list(order.split(self.batch_size))[start : len(self)]
+        batches = order.split(self.batch_size)[start : len(self) : stride]
+        return [(rows, WHOLE if part is None else part(len(rows))[0]) for rows in batches]
 
-    def _batch(self, rows: Tensor) -> Batch:
+    def _of_views(self, wanted: slice) -> slice:
+        """The same rows where every image has its views side by side."""
+        return slice(*(None if end is None else end * self.views for end in (wanted.start, wanted.stop)))
+
+    def _batch(self, rows: Tensor, wanted: slice) -> Batch:
+        count, rows = len(rows) * self.views, rows[wanted]
         images = self.images.images[rows]
         if self.views > 1:
             images = images.repeat_interleave(self.views, 0)
-        images = augment(images, self.augmentation, self.colour)
+        images = augment(images, self.augmentation, self.colour, self._of_views(wanted), count)
         images = (images.float() - self.mean) / self.std
         if self.views > 1:
             images = images.unflatten(0, (-1, self.views))

@@ -49,7 +49,7 @@ Options
 Often used
   method=NAME model=NAME dataset=NAME     `runner list` shows the names
   scale=smoke|desk|paper                  seconds | minutes, a demonstration (the default) | the paper's own protocol
-  hardware=auto|cpu|gpu  tracking=offline|online|none  seed=0  paths.runs=DIR  force=true
+  hardware=auto|cpu|gpu|multi_gpu  tracking=offline|online|none  seed=0  paths.runs=DIR  force=true
 
 A run's last line on standard output is the path of its result.json; everything else goes to standard error.
 Exit codes: 0 done, 2 the request was wrong, 1 the run failed, 75 stopped and resumable by the same command.

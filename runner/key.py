@@ -8,7 +8,7 @@ What enters: every section and value of the composed config except those named i
 | dataset.path, model.weights | the fingerprint of the content (sha256 of a file, names and sizes of a folder) |
 | model.weights=imagenet | torchvision's name of the weights |
 | fields added later (conf/added_later.yaml), a role's too, while they stand at their neutral value | not at all |
-| hardware, tracking, paths, checkpoint, force, allow_code_change, offline | not at all |
+| hardware, tracking, paths, checkpoint, force, allow_code_change, debug, profile, offline | not at all |
 
 Order of keys does not matter; 1 and 1.0 are equal.
 """
@@ -20,7 +20,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-LEFT_OUT = frozenset({"hardware", "tracking", "paths", "checkpoint", "force", "allow_code_change", "offline"})
+LEFT_OUT = frozenset(
+    {"hardware", "tracking", "paths", "checkpoint", "force", "allow_code_change", "debug", "profile", "offline"}
+)
 PATHS = ("dataset.path", "model.weights")
 LENGTH = 12
 

@@ -46,6 +46,8 @@ class Settings:
     force: bool
     allow_code_change: bool
     offline: bool
+    debug: bool = False
+    profile: bool = False
     seeds: schema.Seeds = field(default_factory=schema.Seeds)
     method: dict[str, Any] = field(default_factory=dict)
 

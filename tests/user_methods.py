@@ -78,3 +78,28 @@ def write_config(folder: Path, name: str, target: str, fields: dict | None = Non
     (folder / "method").mkdir(parents=True, exist_ok=True)
     (folder / "method" / f"{name}.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
     return folder
+
+
+@dataclass(kw_only=True)
+class Stops:
+    """Has a breakpoint between its steps."""
+
+    def run(self, ctx) -> dict[str, float]:
+        found = 40.0
+        for step in ctx.loop("count", 2):
+            breakpoint()
+            ctx.log(found=found + step)
+        return {"found": found}
+
+
+@dataclass(kw_only=True)
+class NotANumber:
+    """A gradient that is NaN though the loss is finite."""
+
+    def run(self, ctx) -> dict[str, float]:
+        import torch
+
+        weight = torch.zeros(1, requires_grad=True)
+        for _ in ctx.loop("count", 2):
+            (weight.sqrt() * 0).sum().backward()
+        return {"gradient": 0.0}

@@ -55,9 +55,9 @@ def batches(images: ImageFiles, *, size=5, augment=True, seed=11, **changes):
     augmentation = AugmentationSettings(horizontal_flip=True) if augment else None
     made = images.batches(PLAIN, size, **{"shuffle": True, "augmentation": augmentation, "workers": 0, **changes})
 
-    def epoch(start: int = 0) -> list:
+    def epoch(start: int = 0, **part) -> list:
         torch.manual_seed(seed)  # as a loop does at the start of every epoch
-        return list(made.iterate(7, start))
+        return list(made.iterate(7, start, **part))
 
     return epoch
 
@@ -100,6 +100,13 @@ def test_nothing_is_decoded_before_it_is_asked_for(folder, load, tmp_path):
             batches(data.train, workers=workers)()
         assert "\n" not in str(caught.value)
     assert len(batches(data.train.take(torch.arange(8)))()) == 2
+
+
+def test_a_part_of_a_batch_holds_what_the_whole_batch_holds_there(folder, load):
+    epoch = batches(load(folder).train, size=6, views=2, colour=True)
+    whole, part = epoch(), epoch(1, stride=2, part=lambda count: (slice(2, count - 1), 1.0))
+    cut = [tuple(item[2:5] for item in batch) for batch in whole[1::2]]
+    assert same(part, cut)
 
 
 # ---- views
