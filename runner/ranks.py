@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -154,12 +155,14 @@ class _Loss(nn.Module):
 class Parts:
     """This rank's parts of a loop's batches; ``share`` belongs to the last one (``Ranks.part``).
 
+    ``start(part)`` gives the batches; it asks ``part`` once for each, in their order.
     Batches are drawn from a random stream that all ranks have in common, so that the views of an image do not depend
     on the number of ranks; what a step draws (dropout, mixing) comes from a stream of the rank's own.
     """
 
     def __init__(self, ranks: Ranks, seed: int, start: Callable[[Callable[[int], tuple[slice, float]]], Any]) -> None:
         self.share = 1.0
+        self._shares: deque[float] = deque()  # of batches whose rows are known already; readers may look ahead
         self._ranks = ranks
         self._items = start(self._part)
         self._common = randomness.capture()
@@ -172,14 +175,17 @@ class Parts:
         own = randomness.capture()
         randomness.restore(self._common)
         try:
-            return next(self._items)
+            item = next(self._items)
+            self.share = self._shares.popleft() if self._shares else 1.0
+            return item
         finally:
             self._common = randomness.capture()
             randomness.restore(own)
 
     def _part(self, size: int) -> tuple[slice, float]:
-        rows, self.share = self._ranks.part(size)
-        return rows, self.share
+        rows, share = self._ranks.part(size)
+        self._shares.append(share)
+        return rows, share
 
     def random_state(self) -> dict[str, Any]:
         """Of all ranks; the same on every rank."""

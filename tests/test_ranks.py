@@ -99,6 +99,7 @@ def test_every_verb_among_two_processes(tmp_path):
     command = (*BATCH, TWO, "method=verbs", "--config-dir", folder)
     undisturbed = runner(*command, place=tmp_path / "one")
     assert undisturbed.code == 0, undisturbed.err
+    assert undisturbed.result["metrics"]["rows"] == 2 * sum(range(7))  # every row counted once
     assert float((undisturbed.folder / "artifacts" / "numbers.txt").read_text()) == undisturbed.result["metrics"]["sum"]
     moments = [(2, 0.0), (5, 0.01), (3, 0.02), (6, 0.0)]
     answer, kills = killed_and_repeated((*command, EVERY_STEP), tmp_path / "two", moments)
