@@ -18,6 +18,7 @@ from typing import Any
 from runner import registry
 from runner.errors import StopRequested, UserError
 from runner.folder import process_start
+from runner.sweep.launchers import child_environment
 from runner.sweep.remote import RemoteCell
 
 NEEDED = {
@@ -74,7 +75,7 @@ class _Remote:
 
     def _lost(self, name: str, why: str) -> int:
         with self._logs[name].open("a") as file:
-            file.write(f"\nrunner: its job gave no answer: {why.splitlines()[0] if why else 'it is gone'}\n")
+            file.write(f"\nrunner: its job gave no answer: {why.strip().splitlines()[-1]}\n")
         return LOST
 
     def _remove_stops(self) -> None:
@@ -102,7 +103,11 @@ class Ray(_Remote):
                 }
             )
         options = config["ray"]["remote"]
-        self._options = {"max_calls": 1, **options}
+        variables = child_environment({})
+        path = {"PYTHONPATH": variables["PYTHONPATH"]} if "PYTHONPATH" in variables else {}
+        environment = options.get("runtime_env") or {}
+        environment = {**environment, "env_vars": {**path, **environment.get("env_vars", {})}}
+        self._options = {"max_calls": 1, **options, "runtime_env": environment}
 
     def start(self, name: str, told: dict[str, Any], log: Path, environment: Mapping[str, str]) -> None:
         cell = self._cell(name, told, log, owned=False)

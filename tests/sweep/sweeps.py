@@ -58,9 +58,10 @@ class Grid:
                 return json.loads((path.parent / "status.json").read_text()) | {"folder": path.parent}
         return {}
 
-    def kill_cell(self, number: int) -> None:
+    def kill_cell(self, number: int, command: Command) -> None:
         """Signal 9 to the process of a cell, once it has begun."""
-        until(lambda: self.status(number).get("state") == "running", 200)
+        until(lambda: self.status(number).get("state") == "running" or not command.process.is_alive(), 200)
+        assert command.process.is_alive(), command.shown()
         os.kill(self.status(number)["pid"], signal.SIGKILL)
 
 
@@ -78,7 +79,7 @@ def faults_stay_with_their_cells(grid: Grid, *words: str, timeout: float = 120) 
     grid.fault(1, "raise")
     grid.fault(4, "hang")
     command = grid.start(*words)
-    grid.kill_cell(4)
+    grid.kill_cell(4, command)
     answer = command.wait(timeout)
     assert answer.code == 1, answer.err
     assert states(answer) == ["done", "failed", "done", "done", "failed", "done"]

@@ -55,7 +55,7 @@ def test_retries_give_a_failed_cell_another_chance(tmp_path):
     grid = Grid(tmp_path, cells=2)
     grid.fault(1, "hang")
     command = grid.start("retries=1")
-    grid.kill_cell(1)
+    grid.kill_cell(1, command)
     until(lambda: grid.status(1).get("attempt") == 2, 60)
     grid.repair()
     answer = command.wait()
