@@ -6,12 +6,14 @@ collects the cells one after the other and raises at the first that was killed, 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import re
 import secrets
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +76,10 @@ class _Remote:
             (self._stops / name).write_text(str(int(number)))
 
     def _lost(self, name: str, why: str) -> int:
+        lines = [line.strip() for line in why.splitlines() if line.strip()]
+        why = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[0])
         with self._logs[name].open("a") as file:
-            file.write(f"\nrunner: its job gave no answer: {why.strip().splitlines()[-1]}\n")
+            file.write(f"\nrunner: its job gave no answer: {why}\n")
         return LOST
 
     def _remove_stops(self) -> None:
@@ -174,7 +178,7 @@ class Submitit(_Remote):
 
     def poll(self, seconds: float) -> list[tuple[str, int]]:
         if self._waiting:
-            with self._executor.batch():
+            with _environment(child_environment({})), self._executor.batch():
                 jobs = [self._executor.submit(*arguments) for _, arguments in self._waiting]
             self._running |= {name: job for (name, _), job in zip(self._waiting, jobs, strict=True)}
             self._waiting = []
@@ -199,6 +203,18 @@ class Submitit(_Remote):
     def close(self) -> None:
         if not self._running:
             self._remove_stops()
+
+
+@contextlib.contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Jobs are submitted with this process's environment."""
+    before = dict(os.environ)
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _base_fields() -> set[str]:

@@ -208,6 +208,7 @@ class Sweep:
 
     def _wait_for(self, cell: Cell) -> None:
         cell.state, cell.waiting_since = "waiting", time.time()
+        self.screen.say(f"waits for another process that runs it: {cell.label}")
 
     def _look_at_others(self) -> None:
         if time.monotonic() - self._looked < LOOK_SECONDS:

@@ -93,9 +93,9 @@ def test_a_cell_of_another_process_is_waited_for_and_its_failure_taken_over(tmp_
     grid = Grid(tmp_path, cells=2)
     grid.fault(1, "hang")
     first = grid.start()
-    until(lambda: running(grid, 1))
+    until(lambda: running(grid, 1), 90)
     second = grid.start()
-    until(lambda: "1/2 " in second.shown(), 90)
+    until(lambda: "waits for another process" in second.shown(), 90)
     grid.fault(1, "raise")
     answers = [first.wait(), second.wait()]
     assert [answer.code for answer in answers] == [1, 1], [answer.err for answer in answers]
@@ -181,3 +181,13 @@ def test_a_cached_sweep_does_not_import_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "False" and "2 cached" in done.stderr
     assert json.loads(Path(done.stdout.splitlines()[-1]).read_text())["counts"] == {"cached": 2}
+
+
+@pytest.mark.slow
+def test_cells_are_runs_of_one_group_at_wandb(tmp_path):
+    grid = Grid(tmp_path, cells=2)
+    answer = grid.run("tracking=offline")
+    assert answer.code == 0, answer.err
+    about = [json.loads((Path(cell["folder"]) / "wandb/run.json").read_text()) for cell in summary(answer)["cells"]]
+    assert {item["group"] for item in about} == {summary(answer)["sweep"]}
+    assert [item["id"].split("-")[0] for item in about] == [cell["key"] for cell in summary(answer)["cells"]]
