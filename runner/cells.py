@@ -232,6 +232,7 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         config=planned.config,
         name=f"{planned.name}-{settings.scale.name}-seed{settings.seed}",
         inner=bool(prefix),
+        group=launch.group,
         attempt=attempt,
         offline=settings.offline,
         say=observer.say,

@@ -44,6 +44,7 @@ class Launch:
     search_path: Sequence[Path]  # where configs of methods are found, the user's included
     ranks: Ranks | None = None  # None: one process
     announced: set[str] = field(default_factory=set)  # lines that cells would repeat
+    group: str | None = None  # W&B's name for the sweep or table
 
 
 class Context:

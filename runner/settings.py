@@ -48,6 +48,9 @@ class Settings:
     offline: bool
     debug: bool = False
     profile: bool = False
+    retries: schema.NotNegative = 0
+    fail_fast: bool = False
+    stop_after: schema.NotNegative = 3
     seeds: schema.Seeds = field(default_factory=schema.Seeds)
     method: dict[str, Any] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -70,6 +71,41 @@ class Raises:
             if step == 1:
                 raise ArithmeticError(self.message)
         return dict(counted)
+
+
+@dataclass(kw_only=True)
+class Faulty:
+    """Counts to two; a file fault-NUMBER in the working directory makes it raise or hang, computed-NUMBER counts."""
+
+    data: ClassVar[tuple[str, ...]] = ("images",)
+    number: int = 0
+    seconds: float = 0.0  # of sleep a step
+
+    def run(self, ctx) -> dict[str, float]:
+        ctx.track(counted=(counted := {"steps": 0}))
+        for _ in ctx.loop("count", 2):
+            counted["steps"] += 1
+            time.sleep(self.seconds)
+            fault = Path(f"fault-{self.number}")
+            while fault.exists():
+                if fault.read_text() == "raise":
+                    raise ArithmeticError(f"the metal broke at {self.number}")
+                time.sleep(0.05)
+                if ctx.launch.stop_requested():
+                    break
+        with Path(f"computed-{self.number}").open("a") as file:
+            file.write("x")
+        return {"number": self.number, "steps": counted["steps"]}
+
+
+@dataclass(kw_only=True)
+class Stubborn(Faulty):
+    """Does not come to the end of its step."""
+
+    def run(self, ctx) -> dict[str, float]:
+        for _ in ctx.loop("count", 2):
+            while True:
+                time.sleep(0.05)
 
 
 def write_config(folder: Path, name: str, target: str, fields: dict | None = None, **sections) -> Path:
