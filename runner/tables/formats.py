@@ -39,9 +39,9 @@ def export(document: dict[str, Any], form: str) -> str:
 
 
 def number(value: float, digits: int) -> str:
-    """A value with so many digits behind the point, three valid ones where that would leave less."""
+    """A value with so many digits behind the point, three valid ones where that would leave one or none."""
     text = f"{value:.{digits}f}"
-    return text if value == 0 or abs(value) >= 10.0 ** (2 - digits) else f"{value:.3g}"
+    return text if value == 0 or abs(value) >= 10.0 ** (1 - digits) else f"{value:.3g}"
 
 
 def cell_lines(cell: dict[str, Any], scale: str) -> list[str]:

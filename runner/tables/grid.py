@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class SeedRun:
     overrides: list[str]
     plan: Plan | None = None
     error: str | None = None
+    code: Callable[[], str] | None = None  # the fingerprint of the code that it would use now
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
@@ -32,7 +33,7 @@ class SeedRun:
     @property
     def stale(self) -> bool:
         """Stored, and the code of its method changed since."""
-        return self.result is not None and self.result.get("code") != self.plan.code()
+        return self.result is not None and self.result.get("code") != self.code()
 
 
 @dataclass
@@ -174,7 +175,9 @@ def _seed_runs(words: Sequence[str], seeds: Sequence[int], config_dirs: Sequence
     try:
         composed = compose(runs[0].overrides, config_dirs)
         validate(composed.config, composed.origin)
+        code = cache(lambda: runs[0].plan.code())  # reads the sources of method, model and data set
         for run in runs:
+            run.code = code
             OmegaConf.update(composed.node, "seed", run.seed)
             run.plan = plan(OmegaConf.to_container(composed.node, resolve=True), composed.origin)
     except UserError as error:
