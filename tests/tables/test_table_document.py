@@ -279,7 +279,7 @@ def test_only_names_cells_with_commas_and_wildcards(configs):
     assert len(parse_only(["low, plain"], grid)) == 3
     assert parse_only(["h*,digits", "longer, search"], grid) == [("high", "digits"), ("longer", "search")]
     assert len(pending(grid, parse_only(["high"], grid))) == 5
-    with pytest.raises(UserError, match="--only 'hgih,digits': .*did you mean 'high,digits'"):
+    with pytest.raises(UserError, match=r"--only 'hgih,digits': .*did you mean 'high,digits'"):
         parse_only(["hgih,digits"], grid)
 
 

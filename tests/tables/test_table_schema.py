@@ -80,7 +80,7 @@ def test_a_section_has_its_own_and_else_the_top_levels(configs):
     assert (list(desk.rows), list(desk.columns), desk.seeds) == (["only"], ["digits", "search"], [0, 1, 2, 3, 4])
     assert len(paper.rows) == 4
     grid = grid_of(configs, "desk")
-    assert [cell.overrides for cell in grid.cells][0] == [
+    assert next(cell.overrides for cell in grid.cells) == [
         "method=arm",
         "model=resnet32",
         "hardware=cpu",
@@ -109,5 +109,5 @@ def test_a_cell_that_cannot_be_composed_keeps_its_error_and_the_others_stand(con
 
 
 def test_a_wrong_override_of_the_user_is_a_wrong_request(configs):
-    with pytest.raises(UserError, match="method.levle"):
+    with pytest.raises(UserError, match=r"method\.levle"):
         grid_of(configs, "paper", "method.levle=1")
