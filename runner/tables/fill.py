@@ -116,7 +116,8 @@ def plan_lines(grid: Grid, todo: Sequence[SeedRun], folder: Path) -> list[str]:
     if unknown:
         cost += f"{' and ' if cost else ''}{unknown} runs of a kind that was never run here"
     lines.append(
-        f"{len(every)} runs in all, {len(todo)} to run{f': {cost}' if todo else ''}; {reported} cells are only reported"
+        f"{len(every)} runs in all, {len(todo)} to run{f': {cost}' if todo else ''}; "
+        f"{reported} cell{' is' if reported == 1 else 's are'} only reported"
     )
     return lines
 
