@@ -46,6 +46,9 @@ class Settings:
     force: bool
     allow_code_change: bool
     offline: bool
+    retries: schema.NotNegative = 0
+    fail_fast: bool = False
+    stop_after: schema.NotNegative = 3
     seeds: schema.Seeds = field(default_factory=schema.Seeds)
     method: dict[str, Any] = field(default_factory=dict)
 
