@@ -19,13 +19,10 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runner.commands import Parser
 from runner.errors import StopRequested, UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from runner.tables.grid import Grid
 
 FORMATS = ("markdown", "csv", "latex", "html")
 RECORD = "RESULTS.md"
@@ -63,13 +60,14 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
 
 
 def _answer(name: str, words: list[str], options: Any, config_dirs: list[Path]) -> int:
+    from runner.sweep import SweepOptions
     from runner.tables.document import document
     from runner.tables.fill import Filled, fill, pending, plan_lines, runs_folder, store
     from runner.tables.grid import make_grid, parse_only
     from runner.tables.schema import read_table
 
     table = read_table(name, config_dirs)
-    launch, words = _launch_options(words)
+    launch, words = SweepOptions.split(words)
     scale, seeds, changes = _request(words)
     grid = make_grid(name, table, scale, changes, seeds, config_dirs)
     only = parse_only(options.only, grid) if options.only else None
@@ -82,7 +80,9 @@ def _answer(name: str, words: list[str], options: Any, config_dirs: list[Path]) 
         filled = fill(grid, only, launch)
     found = document(grid, folder)
     if options.analyse:
-        found["analysis"] = _analysis(grid)
+        from runner.tables.analysis import analysis
+
+        found["analysis"] = analysis(grid)
     if options.format:
         from runner.tables.formats import export
 
@@ -108,13 +108,6 @@ def _answer(name: str, words: list[str], options: Any, config_dirs: list[Path]) 
     return 1 if filled.failed or any(cell["error"] for cell in found["cells"]) else 0
 
 
-def _launch_options(words: list[str]) -> tuple[Any, list[str]]:
-    """How missing cells are started, and the overrides that are left."""
-    from runner.sweep import SweepOptions
-
-    return SweepOptions.split(words)
-
-
 def _request(words: list[str]) -> tuple[str, list[int] | None, list[str]]:
     """(scale, seeds instead of the table's, overrides of every cell)."""
     from runner.tables.schema import SCALES
@@ -133,12 +126,6 @@ def _request(words: list[str]) -> tuple[str, list[int] | None, list[str]]:
         else:
             changes.append(word)
     return scale, seeds, changes
-
-
-def _analysis(grid: Grid) -> str:
-    from runner.tables.analysis import analysis
-
-    return analysis(grid)
 
 
 def _show(found: dict[str, Any]) -> None:

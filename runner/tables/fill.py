@@ -1,17 +1,21 @@
-"""Runs what a table lacks, estimates what that costs, and builds the table for the command and for Python."""
+"""Runs what a table lacks, says beforehand what that is and what it costs, and stores the table as JSON."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.defaults import runs_default
+from runner.errors import UserError
 from runner.records import find_runs
 from runner.storage import write_json
-from runner.tables.grid import Grid, SeedRun
+from runner.tables.grid import Grid, SeedRun, override_key
+
+if TYPE_CHECKING:
+    from runner.sweep import Outcome, SweepOptions
 
 
 @dataclass
@@ -31,31 +35,59 @@ def pending(grid: Grid, only: Sequence[tuple[str, str]] | None = None) -> list[S
     return [run for run in runs if run.result is None or run.plan.config["force"]]
 
 
-def fill(grid: Grid, only: Sequence[tuple[str, str]] | None, options: Any) -> Filled:
-    """Runs what is pending through ``runner.sweep``; what fails leaves its cell missing, with the last line of why."""
+def fill(grid: Grid, only: Sequence[tuple[str, str]] | None, options: SweepOptions) -> Filled:
+    """Runs what is pending through ``runner.sweep``; what fails leaves its cell missing, with the last line of why.
+
+    Raises:
+        UserError: every run was refused, and nothing of the table is stored.
+    """
     todo = pending(grid, only)
     if not todo:
         return Filled()
+    if options.stop_after is None and not any(override_key(word) == "stop_after" for word in grid.changes):
+        options = replace(options, stop_after=0)  # a row that fails for every seed must not stop the other rows
+    outcomes, errors = _run(grid, todo, options)
+    states = [outcome.state for outcome in outcomes.values()]
+    filled = Filled(states.count("done"), states.count("failed") + len(errors), 0)
+    filled.stopped = len(states) - states.count("cached") - filled.ran - states.count("failed")
+    errors |= {key: outcome.error for key, outcome in outcomes.items() if outcome.error}
+    grid.forget()
+    every = [run for cell in grid.cells for run in cell.runs if run.plan]
+    for run in every:
+        if run.result is None:
+            run.error = errors.get(run.plan.key)
+    if not outcomes and not any(run.result for run in every):
+        raise UserError(next(iter(errors.values())))
+    return filled
+
+
+def _run(grid: Grid, todo: Sequence[SeedRun], options: SweepOptions) -> tuple[dict[str, Outcome], dict[str, str]]:
+    """(key -> outcome, key -> why it was refused before anything ran); what is refused is left out, for all seeds."""
     from runner.sweep import Job, run_jobs
 
     labels = {tuple(run.overrides): f"{cell.row}, {cell.column}" for cell in reversed(grid.cells) for run in cell.runs}
-    jobs = [Job(f"{labels[tuple(run.overrides)]}, seed {run.seed}", run.overrides) for run in todo]
-    name = f"{grid.name.replace('/', '-')}-{grid.scale}"
-    outcomes = run_jobs(
-        jobs,
-        config_dirs=grid.config_dirs,
-        options=options,
-        group=f"table {grid.name} {grid.scale}",
-        summary_name=f"table-{name}",
-    )
-    errors = {run.plan.key: outcome.error for run, outcome in zip(todo, outcomes, strict=True) if outcome.error}
-    grid.forget()
-    for cell in grid.cells:
-        for run in cell.runs:
-            if run.plan and run.result is None:
-                run.error = errors.get(run.plan.key)
-    states = [outcome.state for outcome in outcomes]
-    return Filled(states.count("done"), states.count("failed"), states.count("stopped") + states.count("waiting"))
+    left = {run.plan.key: Job(f"{labels[tuple(run.overrides)]}, seed {run.seed}", run.overrides) for run in todo}
+    refused: dict[str, str] = {}
+    while left:
+        try:
+            outcomes = run_jobs(
+                list(left.values()),
+                config_dirs=grid.config_dirs,
+                options=options,
+                group=f"table {grid.name} {grid.scale}",
+                summary_name=f"table-{grid.name.replace('/', '-')}-{grid.scale}",
+            )
+            return dict(zip(left, outcomes, strict=True)), refused
+        except UserError as error:
+            why, _, words = str(error).partition("  [in the cell: ")
+            cell = words.rpartition(" seed=")[0]
+            same = [key for key, job in left.items() if " ".join(job.overrides[:-1]) == cell]
+            if not same:
+                raise
+            for key in same:
+                refused[key] = why
+                del left[key]
+    return {}, refused
 
 
 def runs_folder(grid: Grid) -> Path:

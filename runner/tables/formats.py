@@ -72,10 +72,14 @@ def reported_text(reported: dict[str, Any], digits: int, scale: str) -> str:
     label = "reported" if scale == "paper" else "paper scale:"
     if reported["value"] is None:
         return f"{label} {reported['note'] or 'not found'}"
-    spread = f" ({reported['spread']:g})" if reported["spread"] is not None else ""
+    spread = f" ({printed(reported['spread'], digits)})" if reported["spread"] is not None else ""
     note = f" {reported['note']}" if reported["note"] else ""
-    shown = repr(reported["value"]) if digits else number(reported["value"], 0)
-    return f"{label} {shown.removesuffix('.0')}{spread}{note}"
+    return f"{label} {printed(reported['value'], digits)}{spread}{note}"
+
+
+def printed(value: float, digits: int) -> str:
+    """A reported number with at least so many digits behind the point, and all that it was given with."""
+    return f"{value:.{digits}f}" if round(value, digits) == value else repr(value)
 
 
 def claim_text(claim: dict[str, Any]) -> str:

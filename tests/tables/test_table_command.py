@@ -116,6 +116,23 @@ def test_nothing_is_written_outside_the_runs(first, place):
     assert {path.name for path in (place / "work").iterdir()} <= {"runs", "out.md", "RESULTS.md"}
 
 
+def test_data_that_is_not_there_makes_missing_cells_and_the_others_run(tmp_path):
+    """Refused before anything runs, for all seeds at once; a table of refused cells alone is a wrong request."""
+    configs = write_config(tmp_path / "configs", "arm", "user_methods:Arm", {"level": 0.5, "fails_at": []})
+    content = copy.deepcopy(SMALL)
+    del content["rows"]["broken"], content["columns"]["best"]
+    content["columns"]["their images"] = ["dataset=image_folder", "dataset.image_size=32"]
+    write_table(configs, content, "toy/two")
+    answer = table(tmp_path)
+    assert answer.code == 1
+    found = json.loads(Path(answer.out.splitlines()[-1]).read_text())
+    assert [cell["n"] for cell in found["cells"]] == [2, 0, 2, 0]
+    assert "dataset.path" in cell_of(found, "low", "their images")["error"]
+    answer = table(tmp_path, "--only", "*,their images", "paths.runs=empty")
+    assert answer.code == 2
+    assert "dataset.path" in answer.message
+
+
 # ---- without running -----------------------------------------------------------------------------------------------
 
 
@@ -150,7 +167,7 @@ def test_a_table_as_it_stands_without_running(configs, capsys):
         main(["table", "toy/arms", "scale=paper", "--dry", "--format", "markdown", "--config-dir", str(configs)]) == 0
     )
     text = capsys.readouterr().out
-    assert "| high | missing<br>reported 75 |" in text
+    assert "| high | missing<br>reported 75.00 |" in text
     assert f"everything; all of it: runner --config-dir {configs} table toy/arms scale=paper" in text
 
 

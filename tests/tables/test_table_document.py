@@ -9,19 +9,24 @@ from html.parser import HTMLParser
 
 import pytest
 from toy_table import TABLE, cell_of, grid_of, made, pretend, write_table
+from user_methods import write_config
 
 from runner.errors import UserError
+from runner.tables.document import document
 from runner.tables.fill import estimate, pending, plan_lines, store
 from runner.tables.formats import export, number, reported_text
 from runner.tables.grid import parse_only
 
 
-@pytest.fixture
-def filled(configs):
-    """The toy table at scale=paper with all results."""
-    grid = grid_of(configs)
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """The toy table at scale=paper with all results; read only."""
+    place = tmp_path_factory.mktemp("filled")
+    configs = write_config(place / "configs", "arm", "user_methods:Arm", {"level": 0.5, "fails_at": []})
+    write_table(configs, TABLE)
+    grid = grid_of(configs, "paper", f"paths.runs={place / 'runs'}")
     pretend(grid)
-    return made(grid)
+    return document(grid, place / "runs")
 
 
 def test_mean_spread_interval_and_n_stand_together(filled):
@@ -74,7 +79,7 @@ def test_a_demonstration_never_reproduces_the_papers_number(configs, scale):
         assert cell["verdict"] in ("", "reported only")
     for form in ("markdown", "latex", "html"):
         text = export(found, form)
-        assert "paper scale: 41" in text.replace("\\", "")
+        assert "paper scale: 41.00" in text.replace("\\", "")
         assert "not the paper's protocol" in text.replace("&#x27;", "'")
         assert "reproduced" not in text
     weak = found["claims"][0]
@@ -200,8 +205,8 @@ def test_markdown_is_a_table_with_equal_rows(filled):
     lines = [line for line in export(filled, "markdown").splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 4
     assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {4 + 2}
-    assert "40.80 ± 0.84 [39.76, 41.84] n=5<br>reported 41 (1.5)<br>-0.20: reproduced" in lines[2]
-    assert "| theirs | reported 70.5 |  |  |" in lines
+    assert "40.80 ± 0.84 [39.76, 41.84] n=5<br>reported 41.00 (1.50)<br>-0.20: reproduced" in lines[2]
+    assert "| theirs | reported 70.50 |  |  |" in lines
 
 
 def test_csv_parses_and_has_full_precision(filled):
@@ -265,9 +270,10 @@ def test_numbers_keep_three_digits(value, digits, text):
 
 
 def test_reported_numbers_are_printed_as_they_are():
-    assert reported_text({"value": 93.85, "spread": 0.1, "note": ""}, 2, "paper") == "reported 93.85 (0.1)"
+    assert reported_text({"value": 93.85, "spread": 0.1, "note": ""}, 2, "paper") == "reported 93.85 (0.10)"
+    assert reported_text({"value": 0.0211, "spread": None, "note": ""}, 2, "paper") == "reported 0.0211"
     assert reported_text({"value": None, "spread": None, "note": ""}, 2, "paper") == "reported not found"
-    assert reported_text({"value": 51.0, "spread": None, "note": "plot"}, 2, "desk") == "paper scale: 51 plot"
+    assert reported_text({"value": 51.0, "spread": None, "note": "plot"}, 2, "desk") == "paper scale: 51.00 plot"
 
 
 # ---- plan ----------------------------------------------------------------------------------------------------------
