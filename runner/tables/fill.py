@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.commands.runs import age
 from runner.defaults import runs_default
 from runner.errors import UserError
 from runner.records import find_runs
@@ -127,24 +128,24 @@ def plan_lines(grid: Grid, todo: Sequence[SeedRun], folder: Path) -> list[str]:
     """What a call would do: every cell with what is stored, and the cost."""
     keys = {run.plan.key for run in todo}
     lines = [f"{grid.name} at scale={grid.scale}: {grid.table.title}"]
+    shown: dict[tuple[str, ...], str] = {}  # cells that differ in the metric alone are one
     for cell in grid.cells:
-        if not cell.runs:
-            continue
-        stored = sum(run.result is not None for run in cell.runs)
-        stale = sum(run.stale for run in cell.runs)
-        parts = [f"{stored} of {len(cell.runs)} stored"]
-        if stale:
+        if cell.runs:
+            shown.setdefault((cell.row, *cell.overrides), f"{cell.row}, {cell.column}")
+    for (_, *words), name in shown.items():
+        cell = next(cell for cell in grid.cells if f"{cell.row}, {cell.column}" == name)
+        parts = [f"{sum(run.result is not None for run in cell.runs)} of {len(cell.runs)} stored"]
+        if stale := sum(run.stale for run in cell.runs):
             parts.append(f"{stale} by older code")
         if ahead := sum(run.plan is not None and run.plan.key in keys for run in cell.runs):
             parts.append(f"{ahead} to run")
         if cell.runs[0].error:
             parts.append(f"cannot run: {cell.runs[0].error}")
-        lines.append(f"  {cell.row}, {cell.column}: {', '.join(parts)}")
-        lines.append(f"    {' '.join(cell.overrides)}")
+        lines += [f"  {name}: {', '.join(parts)}", f"    {' '.join(words)}"]
     reported = sum(not cell.runs and cell.reported is not None for cell in grid.cells)
     seconds, unknown = estimate(todo, folder)
     every = grid.runs()
-    cost = f"about {_duration(seconds)} one after another by past runs" if seconds else ""
+    cost = f"about {age(seconds)} one after another by past runs" if seconds else ""
     if unknown:
         cost += f"{' and ' if cost else ''}{unknown} runs of a kind that was never run here"
     lines.append(
@@ -152,10 +153,3 @@ def plan_lines(grid: Grid, todo: Sequence[SeedRun], folder: Path) -> list[str]:
         f"{reported} cell{' is' if reported == 1 else 's are'} only reported"
     )
     return lines
-
-
-def _duration(seconds: float) -> str:
-    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86400:.0f} days"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,30 +39,31 @@ def export(document: dict[str, Any], form: str) -> str:
     return {"markdown": markdown, "csv": as_csv, "latex": latex, "html": as_html}[form](document)
 
 
-def number(value: float, digits: int) -> str:
-    """A value with so many digits behind the point, three valid ones where that would leave one or none."""
-    text = f"{value:.{digits}f}"
-    return text if value == 0 or abs(value) >= 10.0 ** (1 - digits) else f"{value:.3g}"
+def digits_for(value: float, digits: int) -> int:
+    """So many digits behind the point, and more where they would leave one valid digit or none: then three."""
+    if value == 0 or abs(value) >= 10.0 ** (1 - digits):
+        return digits
+    return 2 - math.floor(math.log10(abs(value)))
 
 
 def cell_lines(cell: dict[str, Any], scale: str) -> list[str]:
     """What a cell says, a thought a line; mean, sd, interval and n stand together."""
-    digits, lines = cell["digits"], []
+    lines = []
     if cell["n"]:
-        mean = number(cell["mean"], digits)
+        mean, digits = cell["mean"], digits_for(cell["mean"], cell["digits"])
         if cell["interval"]:
-            low, high = (number(end, digits) for end in cell["interval"])
-            lines.append(f"{mean} ± {number(cell['sd'], digits)} [{low}, {high}]")
+            low, high = cell["interval"]
+            lines.append(f"{mean:.{digits}f} ± {cell['sd']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
         else:
-            lines.append(mean)
+            lines.append(f"{mean:.{digits}f}")
         asked = f" of {cell['seeds_asked']}" if cell["n"] < cell["seeds_asked"] else ""
         lines[-1] += f" n={cell['n']}{asked}{', stale code' if cell['stale'] else ''}"
     elif cell["verdict"] == "missing":
         lines.append("missing")
     if cell["reported"]:
-        lines.append(reported_text(cell["reported"], digits, scale))
+        lines.append(reported_text(cell["reported"], cell["digits"], scale))
     if cell["difference"] is not None:
-        lines.append(f"{cell['difference']:+.{digits}f}: {cell['verdict']}")
+        lines.append(f"{cell['difference']:+.{cell['digits']}f}: {cell['verdict']}")
     elif cell["verdict"] not in ("", "missing", "reported only"):
         lines.append(cell["verdict"])
     return lines
@@ -88,7 +90,7 @@ def claim_text(claim: dict[str, Any]) -> str:
     if claim["interval"]:
         low, high = claim["interval"]
         p = "" if claim["p"] is None else f", p = {claim['p']:.3g}"
-        unit = f" {claim['unit']}" if claim["unit"] else ""
+        unit = {"": "", "%": " points"}.get(claim["unit"], f" {claim['unit']}")
         text += (
             f" (difference {claim['difference']:+.4g} [{low:.4g}, {high:.4g}]{unit}, {claim['test']},"
             f" two-sided at {1 - claim['level']:.2f}, n = {claim['n']}{p})"

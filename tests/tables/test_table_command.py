@@ -214,3 +214,14 @@ def test_a_record_needs_a_measured_cell(configs, capsys):
     write_table(configs, content)
     assert main(["table", "toy/arms", "--record", "--config-dir", str(configs)]) == 2
     assert "nothing to record" in capsys.readouterr().err
+
+
+def test_the_analysis_stands_under_the_table(first, place):
+    """Per-example scores of both arms, two seeds each; the arms differ by 0.2 on 20 examples."""
+    pytest.importorskip("runner.statistics")
+    answer = table(place, "--analyse", "--format", "markdown", "--only", "high")
+    assert answer.code == 0, answer.err
+    analysis = answer.out.partition("Analysis of digits")[2]
+    assert "low" in analysis
+    assert "high" in analysis
+    assert "Analysis of best" not in answer.out, "the same runs again"

@@ -14,7 +14,7 @@ from user_methods import write_config
 from runner.errors import UserError
 from runner.tables.document import document
 from runner.tables.fill import estimate, pending, plan_lines, store
-from runner.tables.formats import export, number, reported_text
+from runner.tables.formats import digits_for, export, reported_text
 from runner.tables.grid import parse_only
 
 
@@ -262,11 +262,9 @@ def test_the_document_survives_json(filled, tmp_path):
     assert json.loads(path.read_text()) == json.loads(json.dumps(filled))
 
 
-@pytest.mark.parametrize(
-    ("value", "digits", "text"), [(93.846, 2, "93.85"), (0.0211, 2, "0.0211"), (0.0, 2, "0.00"), (315.4, 0, "315")]
-)
-def test_numbers_keep_three_digits(value, digits, text):
-    assert number(value, digits) == text
+@pytest.mark.parametrize(("value", "digits", "found"), [(93.8, 2, 2), (0.0211, 2, 4), (0.0, 2, 2), (315.4, 0, 0)])
+def test_small_numbers_get_more_digits(value, digits, found):
+    assert digits_for(value, digits) == found
 
 
 def test_reported_numbers_are_printed_as_they_are():
