@@ -94,6 +94,7 @@ def _run(grid: Grid, todo: Sequence[SeedRun], options: SweepOptions) -> tuple[di
 def runs_folder(grid: Grid) -> Path:
     """Where the runs of the grid are."""
     found = next((run.plan.config["paths"]["runs"] for run in grid.runs() if run.plan), None)
+    found = found or next((word.partition("=")[2] for word in grid.changes if override_key(word) == "paths.runs"), None)
     return Path(found or runs_default()).expanduser().absolute()
 
 
