@@ -20,6 +20,7 @@ from runner.errors import RunFailed, StopRequested, UserError, nearest
 COMMANDS = {
     "list": "what there is: methods, models, datasets, recipes, scales, tables; wildcards",
     "show": "a method's page: paper, claim, recipe, deviations, tables, how to cite",
+    "table": "a paper's table: runs missing cells, prints measured beside reported, verdicts; exports",
     "runs": "past runs: settings, state, metrics, age, disk; filters such as method=ekg 'accuracy>0.9'",
     "compare": "two runs: how config, metrics and code differ",
     "clean": "what could go: old checkpoints, failed runs, leftovers; goes with --yes",

@@ -160,7 +160,7 @@ def set_threads(count: int | None) -> int:
 
 def threads_each(processes: int) -> int | None:
     """CPU threads for each of several processes that share this machine; None (torch's choice) for one."""
-    return None if processes == 1 else max(1, _usable_cores() // processes)
+    return None if processes == 1 else max(1, usable_cores() // processes)
 
 
 def hardware_summary(device: torch.device) -> str:
