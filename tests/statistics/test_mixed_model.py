@@ -1,5 +1,7 @@
 """Closed form, profile likelihood, statsmodels and the density itself agree; worked numbers of the card."""
 
+import sys
+
 import numpy
 import pytest
 from scipy.stats import multivariate_normal
@@ -128,3 +130,16 @@ def test_a_property_that_says_the_same_twice_is_refused():
     scores, _, full, factors = table(frame, "example")
     with pytest.raises(UserError, match="say the same"):
         fit(scores, numpy.hstack([full, full[:, 1:]]), factors, restricted=False)
+
+
+def test_without_statsmodels_its_engine_is_refused_with_the_cure(monkeypatch):
+    monkeypatch.setitem(sys.modules, "statsmodels.regression.mixed_linear_model", None)
+    scores, null, _, factors = table(two_systems(), "example")
+    with pytest.raises(UserError, match=r"pip install 'paper-runner\[statistics\]'"):
+        fit(scores, null, factors, restricted=False, engine="statsmodels")
+
+
+def test_statsmodels_is_not_asked_for_dense_matrices_of_large_tables():
+    scores, null, _, factors = table(simulated(0, 400, 5), "example", "seed")
+    with pytest.raises(UserError, match="4000 rows with crossed factors are too many"):
+        fit(scores, null, factors, restricted=True, engine="statsmodels")
