@@ -187,6 +187,7 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         key=planned.key,
         config=planned.config,
         name=f"{planned.name}-{settings.scale.name}-seed{settings.seed}",
+        group=launch.group,
         attempt=attempt,
         offline=settings.offline,
         say=observer.say,

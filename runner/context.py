@@ -42,6 +42,7 @@ class Launch:
     stop_requested: Callable[[], bool]
     search_path: Sequence[Path]  # where configs of methods are found, the user's included
     announced: set[str] = field(default_factory=set)  # lines that cells would repeat
+    group: str | None = None  # W&B's name for the sweep or table
 
 
 class Context:

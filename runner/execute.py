@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from runner.compose import Composed
 
 
-def execute(composed: Composed) -> Path:
+def execute(composed: Composed, *, group: str | None = None) -> Path:
     """Answers from the stored result, resumes, or runs; returns the path of result.json.
+
+    ``group`` is the W&B group of a sweep that this run is a cell of.
 
     Raises:
         UserError, RunFailed, StopRequested: see ``runner.errors``.
@@ -31,12 +33,14 @@ def execute(composed: Composed) -> Path:
         say(demonstration)
         answer_stored(planned, stored)
     else:
-        run_planned(planned, demonstration, composed.search_path)
+        run_planned(planned, demonstration, composed.search_path, group=group)
     say(demonstration)
     return planned.folder.result_path
 
 
-def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> dict[str, Any]:
+def run_planned(
+    planned: Plan, first_line: str, search_path: Sequence[Path], *, group: str | None = None
+) -> dict[str, Any]:
     """Runs a plan in this process: checks it, locks its folder, shows its progress and closing table."""
     with stop_signals() as stop_requested:
         from runner.cells import check, run_locked
@@ -56,7 +60,7 @@ def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> 
                     folder.clear()
                 progress.say(f"{planned.name}/{planned.key} in {folder.path}")
                 progress.say(f"hardware: {hardware_summary(device)}")
-                result = run_locked(checked, Launch(device, progress, stop_requested, search_path))
+                result = run_locked(checked, Launch(device, progress, stop_requested, search_path, group=group))
         except StopRequested as stop:
             raise StopRequested(f"stopped {stop}; the state is saved, the same command goes on") from None
         finally:

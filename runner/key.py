@@ -10,6 +10,7 @@ What enters: every section and value of the composed config except those named i
 | model.weights=imagenet | torchvision's name of the weights |
 | fields added later (conf/added_later.yaml), a role's too, while they stand at their neutral value | not at all |
 | hardware, tracking, paths, checkpoint, force, allow_code_change, offline | not at all |
+| retries, fail_fast, stop_after (of a sweep) | not at all |
 
 Order of keys does not matter; 1 and 1.0 are equal.
 """
@@ -21,7 +22,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-LEFT_OUT = frozenset({"hardware", "tracking", "paths", "checkpoint", "force", "allow_code_change", "offline"})
+SWEEP = frozenset({"retries", "fail_fast", "stop_after"})
+LEFT_OUT = SWEEP | {"hardware", "tracking", "paths", "checkpoint", "force", "allow_code_change", "offline"}
 PATHS = ("dataset.path", "model.weights")
 LENGTH = 12
 

@@ -143,6 +143,7 @@ class Hardware:
     name: str
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Positive | None  # null: torch's choice at the first start; a resume reuses the stored count
+    slots: Positive | list[NotNegative] | None = None  # of a sweep: cells at once on the CPU, or GPU indices
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -78,3 +78,25 @@ def write_config(folder: Path, name: str, target: str, fields: dict | None = Non
     (folder / "method").mkdir(parents=True, exist_ok=True)
     (folder / "method" / f"{name}.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
     return folder
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """One arm of a table: a number that depends on a setting and on the seed, and test scores around it."""
+
+    paper: ClassVar[str] = "arXiv:0000.00002"
+    fidelity: ClassVar[str] = "reconstruction"
+    deviations: ClassVar[tuple[str, ...]] = ("it draws nothing",)
+    level: float = 0.5
+    fails_at: list[int] = field(default_factory=list)  # seeds
+
+    def run(self, ctx) -> dict[str, float]:
+        import numpy
+
+        if ctx.seed in self.fails_at:
+            raise ArithmeticError("the arm broke")
+        value = self.level + 0.01 * (ctx.seed % 3)
+        index = numpy.arange(20)
+        correct = (index * 7 + ctx.seed) % 20 < 20 * value
+        numpy.savez(ctx.artifact("test_scores.npz"), index=index, label=index % 2, score=correct.astype(float))
+        return {"accuracy": value, "accuracy_best_validation": value + 0.02, "seconds_of_search": 10.0 * value}
