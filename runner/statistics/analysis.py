@@ -72,6 +72,7 @@ def analyse(
     selection: str | None = None,
     where: str | None = None,
     alpha: float = 0.05,
+    distribution: str = "gaussian",
     engine: str = "auto",
 ) -> Analysis:
     """Inferential reproducibility of the scores in a long table, one row a system, run and test example.
@@ -88,6 +89,7 @@ def analyse(
             the score itself chooses, and the analysis says so.
         where: rows to keep, an expression of ``DataFrame.query``.
         alpha: level of the tests, 0..1.
+        distribution: ``gaussian``, or ``binomial`` for scores of 0 and 1: the comparisons are then logit models.
         engine: ``auto`` (closed form for balanced tables, else the profile likelihood) or ``statsmodels``.
 
     Raises:
@@ -104,13 +106,17 @@ def analyse(
         notes.append(f"{len(rows) - len(complete)} rows with missing values were dropped")
     if complete.empty:
         raise UserError(f"the table of scores has no complete rows{f' where {where}' if where else ''}")
-    if complete[score].nunique() == 2:
-        notes.append("the score has two values: the models take it as a number (a linear probability model)")
+    if distribution == "binomial":
+        notes.append(
+            "comparisons are logit models (means are log-odds); the variance components take 0 and 1 as numbers"
+        )
+    elif complete[score].nunique() == 2:
+        notes.append("the score has two values: the models take it as a number (distribution=binomial: a logit model)")
     systems = coded(complete[system])[0]
     own = {name: complete[_as_text(complete[system]) == name] for name in systems}
     varied = {name: [item for item in meta_parameters if part[item].nunique() > 1] for name, part in own.items()}
     runs = {name: len(part[[seed, *varied[name]]].drop_duplicates()) for name, part in own.items()}
-    options = {"score": score, "example": example, "alpha": alpha, "engine": engine}
+    options = {"score": score, "example": example, "alpha": alpha, "distribution": distribution, "engine": engine}
     findings: list[Finding] = []
 
     def add(protocol: str, within: str | None, rows: pandas.DataFrame, factor: str) -> None:

@@ -14,6 +14,7 @@ import numpy
 from numpy import ndarray
 
 from runner.errors import UserError
+from runner.statistics.binomial_model import fit_binomial
 from runner.statistics.mixed_model import MixedFit, fit
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Comparison:
     example_deviation: float
     examples: int
     observations: int
-    estimation: str  # closed form, profile likelihood or statsmodels: how the models were fitted
+    estimation: str  # how the models were fitted: closed form, profile likelihood, adaptive quadrature, statsmodels
     singular: bool  # the variance of the examples is estimated as zero
 
 
@@ -101,6 +102,7 @@ def compare(
     example: str,
     property: str | None = None,
     alpha: float = 0.05,
+    distribution: str = "gaussian",
     engine: str = "auto",
 ) -> Comparison:
     """Tests score ~ factor + (1 | example) against score ~ (1 | example).
@@ -111,6 +113,8 @@ def compare(
     Args:
         frame: one row an observation, without missing values in the columns named.
         alpha: 1 - alpha is the level of the intervals.
+        distribution: ``binomial`` takes scores 0 and 1 as wrong and right, in a logit model: means are then log-odds,
+            and effect sizes are over the standard deviation of the logistic distribution.
 
     Raises:
         UserError: one level only, no variation, or cells without observations.
@@ -130,9 +134,14 @@ def compare(
         products = (main[:, :, None] * values[:, None, :]).reshape(len(frame), -1)
         smaller = numpy.hstack([intercept, main, values])
         larger = numpy.hstack([smaller, products])
-    null, full = (
-        fit(scores, design, {example: groups}, restricted=False, engine=engine) for design in (smaller, larger)
-    )
+    if distribution == "binomial":
+        if not set(numpy.unique(scores)) <= {0.0, 1.0}:
+            raise UserError(f"distribution=binomial needs scores of 0 and 1, and {score} has others")
+        null, full = (fit_binomial(scores, design, example, groups) for design in (smaller, larger))
+    else:
+        null, full = (
+            fit(scores, design, {example: groups}, restricted=False, engine=engine) for design in (smaller, larger)
+        )
     rows = {}  # (place, level) -> the combination of coefficients that is its mean or slope
     for at, weights in places:
         for number, level in enumerate(levels):

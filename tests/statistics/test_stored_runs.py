@@ -111,6 +111,13 @@ def test_properties_of_the_examples_from_a_file(runs, tmp_path):
     assert key(*words) != before
 
 
+def test_right_and_wrong_by_logit_models(runs, tmp_path):
+    answer = analysed(tmp_path, f"method.runs=[{runs}]", "method.response=score", "method.distribution=binomial")
+    assert answer.code == 0, answer.err
+    found = json.loads((answer.folder / "artifacts" / "analysis.json").read_text())["findings"]
+    assert {item["comparison"]["estimation"] for item in found} == {"adaptive quadrature"}
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -120,6 +127,7 @@ def test_properties_of_the_examples_from_a_file(runs, tmp_path):
         (["method.meta_parameters=[recipe.epochs]"], "recipe.epochs varies within no system; method.deviation does"),
         (["method.properties=[length]"], "no column 'length'"),
         (["method.example_properties=no.csv"], "there is no file 'no.csv'"),
+        (["method.distribution=binomial"], "binomial needs response=score"),
         (["method.grid.seeds=1"], "method.grid.seeds: expected an integer >= 2, got 1"),
     ],
 )
