@@ -111,6 +111,14 @@ def test_properties_of_the_examples_from_a_file(runs, tmp_path):
     assert key(*words) != before
 
 
+def test_the_grid_reuses_a_run_made_by_hand(tmp_path):
+    by_hand = runner("method=supervised", "seed=1", "recipe.optimizer.learning_rate=0.05", *MODEL, place=tmp_path)
+    answer = analysed(tmp_path)
+    assert answer.code == 0, answer.err
+    assert f"seed 1: reuses {by_hand.folder.parent.name}/{by_hand.folder.name}" in answer.err
+    assert len(list((tmp_path / "work" / "runs").glob("*/*"))) == 5
+
+
 def test_right_and_wrong_by_logit_models(runs, tmp_path):
     answer = analysed(tmp_path, f"method.runs=[{runs}]", "method.response=score", "method.distribution=binomial")
     assert answer.code == 0, answer.err
