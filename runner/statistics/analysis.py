@@ -100,7 +100,7 @@ def analyse(
         if name not in frame:
             raise UserError(f"the table of scores has no column '{name}'; {did_you_mean(name, map(str, frame))}")
     notes = []
-    rows = frame.query(where) if where else frame
+    rows = _filtered(frame, where)
     complete = rows.dropna(subset=[system, seed, example, score, *properties])
     if len(complete) < len(rows):
         notes.append(f"{len(rows) - len(complete)} rows with missing values were dropped")
@@ -158,6 +158,18 @@ def analyse(
         selected_by=(selection or f"{score} itself, on the examples that are then tested") if selected else None,
         notes=notes,
     )
+
+
+def _filtered(frame: pandas.DataFrame, where: str | None) -> pandas.DataFrame:
+    if not where:
+        return frame
+    try:
+        return frame.query(where)
+    except Exception as error:  # whatever the expression raises: names, types, syntax
+        columns = ", ".join(map(str, frame))
+        raise UserError(
+            f"where={where}: {error}; the table's columns are {columns} (dotted ones in backticks)"
+        ) from None
 
 
 def _as_text(column: pandas.Series) -> pandas.Series:

@@ -196,6 +196,12 @@ def test_an_unknown_column_is_named():
         analyse(two_systems(), score="scor")
 
 
+@pytest.mark.parametrize("where", ["exampel > 0", "example >", "system + 1"])
+def test_a_wrong_filter_is_refused(where):
+    with pytest.raises(UserError, match="where="):
+        analyse(two_systems(), where=where)
+
+
 def test_one_run_of_one_system_is_refused():
     with pytest.raises(UserError, match="the runs must vary"):
         analyse(one_system().query("seed == 0"))
