@@ -15,6 +15,7 @@ from runner.errors import UserError
 from runner.statistics.mixed_model import MixedFit
 
 NODES = 15
+SMALLEST_INFORMATION = 1e-4  # below, a standard error of log-odds is above 100
 LOGISTIC_VARIANCE = numpy.pi**2 / 3  # of the latent residual
 
 
@@ -27,7 +28,7 @@ def fit_binomial(scores: ndarray, design: ndarray, name: str, codes: ndarray) ->
         codes: (N,) the example of each row, 0..examples-1; ``name`` names the factor.
 
     Raises:
-        UserError: all scores are equal, or columns of the design say the same.
+        UserError: all scores are equal, a cell of the design has no wrong or no right ones, or columns say the same.
     """
     from scipy.optimize import minimize
 
@@ -86,7 +87,10 @@ class _Table:
         moves = step * numpy.eye(columns + 1)[:count]
         rows = [self.negative(parameters + move)[1] - self.negative(parameters - move)[1] for move in moves]
         found = numpy.array(rows)[:, :count] / (2 * step)
-        return numpy.linalg.pinv((found + found.T) / 2)[:columns, :columns]
+        found = (found + found.T) / 2
+        if numpy.linalg.eigvalsh(found).min() < SMALLEST_INFORMATION:
+            raise UserError("a compared cell is all right or all wrong: its log-odds are not finite, or not to be told")
+        return numpy.linalg.inv(found)[:columns, :columns]
 
     def _integrals(self, parameters: ndarray) -> tuple[ndarray, ndarray]:
         """Per example: log likelihood (G,) and its gradient (G, p + 1)."""

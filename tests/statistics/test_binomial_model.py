@@ -70,6 +70,13 @@ def test_a_difference_is_found_and_no_difference_is_not():
     assert rejected <= 8
 
 
+def test_a_cell_without_errors_has_no_log_odds():
+    frame, design = right_and_wrong(30, 3, 0.8, 1.2)
+    scores = numpy.where(frame["system"] == "B", 1.0, frame["score"])
+    with pytest.raises(UserError, match="all right or all wrong"):
+        fit_binomial(scores, design, "example", frame["example"].to_numpy())
+
+
 def test_other_scores_are_refused():
     with pytest.raises(UserError, match="needs scores of 0 and 1"):
         compare(simulated(0, 10, 2), score="score", factor="system", example="example", distribution="binomial")
