@@ -318,7 +318,7 @@ def _result(
     result = {
         "method": config["method"]["name"],
         "model": settings.model.name,
-        "dataset": ctx.data.display_name,
+        "dataset": ctx.data.display_name if "data" in vars(ctx) else settings.dataset.name,  # not read only to be named
         "scale": settings.scale.name,
         "seed": settings.seed,
         "key": planned.key,
