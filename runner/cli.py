@@ -21,6 +21,7 @@ COMMANDS = {
     "list": "what there is: methods, models, datasets, recipes, scales, tables; wildcards",
     "show": "a method's page: paper, claim, recipe, deviations, tables, how to cite",
     "runs": "past runs: settings, state, metrics, age, disk; filters such as method=ekg 'accuracy>0.9'",
+    "report": "one HTML page: runs to filter and sort, learning curves, accuracy against cost, tables, differences",
     "compare": "two runs: how config, metrics and code differ",
     "clean": "what could go: old checkpoints, failed runs, leftovers; goes with --yes",
     "evaluate": "the test metrics of a run's network, on its own or another data set",
