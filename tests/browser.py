@@ -25,10 +25,10 @@ class Browser:
         read, self._to = os.pipe()
         self._from, write = os.pipe()
         # the pipe's ends are descriptors 3 and 4 of the browser; --no-sandbox because tests may run as root
-        flags = f"--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --window-size={width},{height}"
+        flags = f"--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --window-size={width},{height}"
         command = f'exec "$0" {flags} --remote-debugging-pipe "--user-data-dir=$1" 3<&{read} 4>&{write}'
         self._process = subprocess.Popen(
-            ["sh", "-c", command, PROGRAM, str(folder)],
+            ["bash", "-c", command, PROGRAM, str(folder)],
             pass_fds=(read, write),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

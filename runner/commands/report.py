@@ -41,6 +41,8 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
         raise UserError("--figures needs matplotlib, which is not installed: pip install 'paper-runner[figures]'")
     tables, unreadable = find_tables(folder)
     records = list(find_runs(folder))
+    if [record.path for record in records] == [folder]:
+        raise UserError(f"{folder} is a run folder; report takes a folder of runs (`runner compare A B` shows two)")
     name = "report"
     if options.table is not None:
         tables = _chosen(options.table, tables, folder)

@@ -35,22 +35,27 @@ function learningCurves() {
       (broken ? ` ${plural(broken, "value")} not finite (nan or inf): gaps.` : "");
     legend.replaceChildren(...chosen.map((run, index) => element("li", {}, sample(index, "line"), runLink(run, label(run)))));
     const phases = [...new Set(curves.map((curve) => curve.phase))];
-    panels.replaceChildren(...phases.map((phase) => panel(phase, curves.filter((curve) => curve.phase === phase), before)));
+    const plots = phases.map((phase) => panel(curves.filter((curve) => curve.phase === phase), before));
+    panels.replaceChildren(...plots.map(([host]) => host));
+    for (const [, redraw] of plots) redraw();
     numbers.replaceChildren(curveNumbers(curves));
   }
 
-  function panel(phase, curves, name) {
+  function panel(curves, name) {
     const host = element("div", { class: "panel" });
-    drawIn(host, (width) => host.replaceChildren(drawCurves(phase, curves, name, width, log.checked)));
-    return host;
+    return [host, drawIn(host, (width) => host.replaceChildren(drawCurves(curves, name, width, log.checked)))];
   }
   selection.listeners.push(draw);
 }
 
-function drawCurves(phase, curves, name, width, logY) {
-  const steps = curves.flatMap((curve) => extent(curve.steps)), values = curves.flatMap((curve) => extent(curve.values, logY));
-  const plot = frame({ width, title: phase, xTitle: "step", yTitle: name, logY, xs: extent(curves.some((curve) => curve.steps.length > 1) ? curves.flatMap((curve) => [curve.steps[0], curve.steps.at(-1)]) : steps),
-    ys: extent(values, logY, 0.03), label: `${name} by step of phase ${phase}, ${plural(curves.length, "curve")}; numbers below` });
+function drawCurves(curves, name, width, logY) {
+  const phase = curves[0].phase;
+  const plot = frame({
+    width, title: phase, xTitle: "step", yTitle: name, logY,
+    xs: extent(curves.flatMap((curve) => [curve.steps[0], curve.steps.at(-1)])),
+    ys: extent(curves.flatMap((curve) => curve.values), logY, 0.03),
+    label: `${name} by step of phase ${phase}, ${plural(curves.length, "curve")}; numbers below`,
+  });
   for (const curve of curves) {
     let path = "", pen = "M";
     curve.values.forEach((value, index) => {

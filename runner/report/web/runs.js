@@ -37,7 +37,7 @@ const COLUMNS = [
   ...batches.map((batch, index) => ({
     id: "latency " + batch, title: `Latency, batch ${batch} (ms)`, value: (run) => latencies(run)[batch], kind: "number", extra: index > 0,
   })),
-  { id: "machine", title: "Machine", value: (run) => run.machine, extra: countBy(runs, (run) => run.machine).length < 2 },
+  { id: "machine", title: "Machine", value: (run) => run.machine, kind: "machine", extra: countBy(runs, (run) => run.machine).length < 2 },
   { id: "seconds", title: "Seconds", value: (run) => run.seconds, kind: "number" },
   { id: "age", title: "Age", value: (run) => (isNumber(run.changed) ? data.created - run.changed : null), kind: "number",
     cell: (run) => element("span", { title: moment(run.changed) }, duration(isNumber(run.changed) ? data.created - run.changed : null)) },
