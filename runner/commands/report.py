@@ -13,6 +13,7 @@ Files are only read: unfinished, torn and foreign run folders stand in the table
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,7 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
     values |= _about(folder, filters, options.table, tables) | {"unreadable_tables": unreadable}
     _write(output, page(values))
     if options.figures:
-        from runner.report.figures import write_figures
-
-        print(write_figures(values, output.with_name(f"{output.stem}-figures")))
+        _write_figures(values, output.with_name(f"{output.stem}-figures"))
     print(output)
     return 0
 
@@ -90,6 +89,16 @@ def _about(folder: Path, filters: Sequence[Filter], table: str | None, tables: S
         selected.append(f"only the cells of table {table_names(tables[0])[0]}")
     title = f"Table {table_names(tables[0])[0]}" if table is not None else f"Runs in {folder.name}"
     return {"title": title, "folder": folder.name, "selected": ", ".join(selected)}
+
+
+def _write_figures(values: dict[str, Any], folder: Path) -> None:
+    from runner.report.figures import write_figures
+
+    written = write_figures(values, folder)
+    print(f"{len(written)} pictures in {folder}", file=sys.stderr)
+    thinned = sum(len(curve["values"]) < curve["total"] for run in values["runs"] for curve in run["curves"])
+    if thinned:
+        print(f"{thinned} curves are thinned in them; filters that choose fewer runs keep more points", file=sys.stderr)
 
 
 def _write(output: Path, text: str) -> None:

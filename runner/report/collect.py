@@ -15,6 +15,7 @@ from runner.key import LEFT_OUT
 from runner.records import Defaults, Record
 from runner.registry import flatten
 from runner.report.curves import Curve, fit_budget, read_curves
+from runner.report.figures import LOWER_IS_BETTER
 from runner.storage import read_json
 
 CURVE_POINTS = 500  # of one curve at most
@@ -49,7 +50,8 @@ def collect(
     fit_budget(curves, PAGE_POINTS)
     for run in runs:
         run["curves"] = [_plain(curve) for curve in run["curves"]]
-    return {"created": time.time(), "runs": runs, "pool": pool.entries, "tables": list(tables)}
+    shared = {"created": time.time(), "lower_is_better": LOWER_IS_BETTER}
+    return {**shared, "runs": runs, "pool": pool.entries, "tables": list(tables)}
 
 
 def is_readable(record: Record) -> bool:

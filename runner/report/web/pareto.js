@@ -1,5 +1,5 @@
 // Accuracy (or another metric) against FLOPs, parameters or latency: one data set and one scale at a time.
-const LOWER_IS_BETTER = /loss|error|perplexity|distance|divergence|regret|_rate$|seconds|latency|flops|params/;
+const LOWER_IS_BETTER = new RegExp(data.lower_is_better);
 
 function pareto() {
   const place = section("pareto", "Accuracy against cost");
