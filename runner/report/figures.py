@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOWER_IS_BETTER = r"loss|error|perplexity|distance|divergence|regret|_rate$|seconds|latency|flops|params"
+LOWER_IS_BETTER = r"loss|error|perplexity|distance|divergence|regret|seconds|latency|flops|params"
 COLOURS = ("#0b65b8", "#c44a00", "#00795a", "#8546b8", "#946300", "#c2316f", "#107f99", "#555b66")
 DASHES = ("-", "--", ":", "-.")
 MARKERS = "os^Dv*XP"
@@ -112,8 +112,9 @@ def _pareto(runs: list[Run], where: str, title: str) -> Iterator[tuple[str, Figu
 
 def _scatter(runs: list[Run], metric: str, cost: str, axis: str, title: str) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes: Axes = figure.subplots()
     points = [(run["profile"]["final"][cost], run["metrics"][metric]) for run in runs]
     sign = -1 if re.search(LOWER_IS_BETTER, metric) else 1
@@ -122,9 +123,12 @@ def _scatter(runs: list[Run], metric: str, cost: str, axis: str, title: str) -> 
     labels = list(dict.fromkeys(_label(run) for run in runs))
     for run, point in zip(runs, points, strict=True):
         index = labels.index(_label(run))
-        axes.plot(*point, MARKERS[index % len(MARKERS)], color=COLOURS[index % len(COLOURS)], markersize=5,
-                  label=_plain(labels[index]))  # fmt: skip
+        marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(*point, marker, color=colour, markersize=5, label=_plain(labels[index]))
     axes.set(xlabel=axis, ylabel=_plain(metric))
+    if cost == "flops":
+        axes.xaxis.set_major_formatter(EngFormatter())
     return _finish(figure, title)
 
 
@@ -147,7 +151,10 @@ def _finish(figure: Figure, title: str) -> Figure:
             entries.setdefault(label, handle)
     shown = dict(list(entries.items())[:LEGEND_ENTRIES])
     more = len(entries) - len(shown)
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", frameon=False, fontsize=8,
+    columns = 2 if figure.get_figwidth() > 6 and len(shown) > 3 else 1
+    # the legend's room is added, not taken from the plots
+    figure.set_figheight(figure.get_figheight() + 0.3 + 0.18 * (math.ceil(len(shown) / columns) + bool(more)))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", frameon=False, fontsize=8, ncols=columns,
                   title=f"and {more} more" if more else None)  # fmt: skip
     figure.suptitle(_plain(title), fontsize=9)
     return figure
