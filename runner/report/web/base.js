@@ -10,7 +10,8 @@ function fill(node, attributes, children) {
     else node.setAttribute(name, value === true ? "" : value);
   }
   for (const child of children.flat(3)) {
-    if (child !== null && child !== undefined && child !== false) node.append(child instanceof Node ? child : String(child));
+    if (child !== null && child !== undefined && child !== false)
+      node.append(child instanceof Node ? child : String(child));
   }
   return node;
 }
@@ -19,7 +20,11 @@ const drawing = (tag, attributes, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 function section(id, title) {
-  const node = element("section", { id, "aria-labelledby": id + "-title" }, element("h2", { id: id + "-title" }, title));
+  const node = element(
+    "section",
+    { id, "aria-labelledby": id + "-title" },
+    element("h2", { id: id + "-title" }, title),
+  );
   document.getElementById("main").append(node);
   document.getElementById("sections").append(element("a", { href: "#" + id }, title));
   return node;
@@ -45,7 +50,12 @@ const breakable = (name) => name.split(/(?<=_)/).flatMap((part) => [part, elemen
 
 function compact(value) {
   if (!isNumber(value)) return number(value);
-  for (const [limit, unit] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+  for (const [limit, unit] of [
+    [1e12, "T"],
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]) {
     if (Math.abs(value) >= limit) return (value / limit).toPrecision(4) + " " + unit;
   }
   return number(value);
@@ -53,13 +63,18 @@ function compact(value) {
 
 function duration(seconds) {
   if (!isNumber(seconds)) return "–";
-  for (const [limit, unit, length] of [[120, "s", 1], [7200, "min", 60], [172800, "h", 3600]]) {
+  for (const [limit, unit, length] of [
+    [120, "s", 1],
+    [7200, "min", 60],
+    [172800, "h", 3600],
+  ]) {
     if (seconds < limit) return (seconds / length).toFixed(seconds < 10 ? 1 : 0) + " " + unit;
   }
   return (seconds / 86400).toFixed(1) + " d";
 }
 
-const moment = (seconds) => (isNumber(seconds) ? new Date(seconds * 1000).toISOString().slice(0, 16).replace("T", " ") + " UTC" : "–");
+const moment = (seconds) =>
+  isNumber(seconds) ? new Date(seconds * 1000).toISOString().slice(0, 16).replace("T", " ") + " UTC" : "–";
 
 const collator = new Intl.Collator("en", { numeric: true });
 // Missing values stand last in both directions.
@@ -71,7 +86,8 @@ function compareValues(one, other, sign) {
   return sign * collator.compare(one, other);
 }
 
-const text = (value) => (value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value));
+const text = (value) =>
+  value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
 
 function countBy(items, value) {
   const counts = new Map();
@@ -85,7 +101,8 @@ function countBy(items, value) {
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
 // A run's short name: what distinguishes it in a legend, the scale always with it.
-const label = (run) => `${run.name} · ${text(run.scale) || "scale unknown"}${text(run.seed) === "" ? "" : " · seed " + text(run.seed)}`;
+const label = (run) =>
+  `${run.name} · ${text(run.scale) || "scale unknown"}${text(run.seed) === "" ? "" : " · seed " + text(run.seed)}`;
 const runLink = (run, words) => element("a", { href: run.link }, words || run.name);
 
 function choice(id, title, options, onchange, chosen) {
@@ -106,7 +123,9 @@ const selection = {
   shown: runs,
   ticked: new Set(),
   listeners: [],
-  changed() { for (const listener of this.listeners) listener(); },
+  changed() {
+    for (const listener of this.listeners) listener();
+  },
 };
 
 const tip = document.getElementById("tip");
@@ -118,7 +137,9 @@ function showTip(event, words) {
   tip.style.left = Math.max(4, left) + "px";
   tip.style.top = Math.max(4, Math.min(event.clientY + 12, innerHeight - box.height - 4)) + "px";
 }
-const hideTip = () => { tip.hidden = true; };
+const hideTip = () => {
+  tip.hidden = true;
+};
 
 // Draw now, and again when the width of the place changes.
 function drawIn(place, draw) {

@@ -2,7 +2,8 @@
 document.title = data.title;
 document.getElementById("title").textContent = data.title;
 document.getElementById("about").textContent =
-  `${plural(runs.length, "run")} in ${data.folder}, as of ${moment(data.created)}${data.selected ? "; " + data.selected : ""}`;
+  `${plural(runs.length, "run")} in ${data.folder}, as of ${moment(data.created)}` +
+  (data.selected ? `; ${data.selected}` : "");
 overview();
 verdictTables();
 runsTable();
