@@ -22,6 +22,7 @@ COMMANDS = {
     "show": "a method's page: paper, claim, recipe, deviations, tables, how to cite",
     "table": "a paper's table: runs missing cells, prints measured beside reported, verdicts; exports",
     "runs": "past runs: settings, state, metrics, age, disk; filters such as method=ekg 'accuracy>0.9'",
+    "report": "one HTML page: runs to filter and sort, learning curves, accuracy against cost, tables, differences",
     "compare": "two runs: how config, metrics and code differ",
     "clean": "what could go: old checkpoints, failed runs, leftovers; goes with --yes",
     "evaluate": "the test metrics of a run's network, on its own or another data set",
