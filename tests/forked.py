@@ -18,6 +18,8 @@ PRELOADED = [
     "torchvision",
     "sklearn.datasets",
     "hydra",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
     "pydantic",
     "safetensors.torch",
     "runner.cells",
