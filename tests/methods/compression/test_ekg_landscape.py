@@ -216,7 +216,7 @@ def studied(tmp_path_factory):
 def test_the_study_says_what_it_measured(studied):
     rows = json.loads((studied.folder / "artifacts" / "landscape.json").read_text())
     assert [row["name"] for row in rows["searched"]] == ["ekg", "l1"]
-    assert len(rows["random"]) == 3 and all(row["flops_rate"] <= 0.45 for row in rows["random"])
+    assert len(rows["random"]) == 3 and all(row["flops_rate"] <= 0.2 for row in rows["random"])
     metrics = studied.result["metrics"]
     own = rows["searched"][0]
     assert metrics["condition_number"] == own["condition_number"]
