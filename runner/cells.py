@@ -187,6 +187,7 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         key=planned.key,
         config=planned.config,
         name=f"{planned.name}-{settings.scale.name}-seed{settings.seed}",
+        inner=bool(prefix),
         attempt=attempt,
         offline=settings.offline,
         say=observer.say,
@@ -194,7 +195,7 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
     ctx = Context(planned.config, settings, folder, launch, observer)
     watch = _StatusWriter(folder, observer)
     state = "failed"
-    summary: dict[str, float] = {}
+    told: dict[str, Any] = {}  # W&B's summary
     try:
         if attempt > 1:
             observer.say(f"resumes (attempt {attempt}): {planned.name}/{planned.key}")
@@ -208,6 +209,7 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         result = _result(checked, ctx, summary, attempt, seconds, threads, repository.commit, repository.dirty, code)
         write_json(folder.result_path, result)
         state = "done"
+        told = {"seconds": result["seconds"], "profile": ctx.profiles, **summary}
         shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
         (folder.path / "result.previous.json").unlink(missing_ok=True)
         return result
@@ -242,7 +244,7 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
             )
         except OSError as error:
             observer.say(f"status.json cannot be written: {error.strerror}")
-        tracker.finish(summary, state)
+        tracker.finish(told, state)
         torch.set_num_threads(threads_before)
 
 

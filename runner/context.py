@@ -149,11 +149,8 @@ class Context:
         drop_last: bool = False,
     ) -> Batches:
         """Normalised batches of (images (B,C,H,W), or (B,V,C,H,W) for several views; labels (B,); index (B,))."""
-        from runner.datasets.images import Batches
-
         images = self.split(split)
-        return Batches(
-            images,
+        return images.batches(
             self.data.normalisation,
             min(batch_size, max(len(images), 1)),
             shuffle=shuffle,
@@ -162,6 +159,7 @@ class Context:
             colour=colour,
             drop_last=drop_last,
             device=self.device,
+            workers=self.settings.hardware.workers,
         )
 
     # ---- networks --------------------------------------------------------------------------------------------------

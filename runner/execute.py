@@ -7,15 +7,18 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import StopRequested
+from runner.errors import StopRequested, UserError
 from runner.plan import Plan, plan
 
 if TYPE_CHECKING:
     from runner.compose import Composed
+
+_RUNNING = threading.Lock()  # two runs at once would draw from the same generators
 
 
 def execute(composed: Composed) -> Path:
@@ -38,7 +41,8 @@ def execute(composed: Composed) -> Path:
 
 def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> dict[str, Any]:
     """Runs a plan in this process: checks it, locks its folder, shows its progress and closing table."""
-    with stop_signals() as stop_requested:
+    with _alone(), stop_signals() as stop_requested:
+        from runner import randomness
         from runner.cells import check, run_locked
         from runner.context import Launch
         from runner.environment import hardware_summary, resolve_device
@@ -51,7 +55,7 @@ def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> 
         say(first_line)
         progress = Progress()
         try:
-            with folder.lock():
+            with folder.lock(), randomness.preserved():
                 if planned.config["force"] and folder.result() is not None:
                     folder.clear()
                 progress.say(f"{planned.name}/{planned.key} in {folder.path}")
@@ -88,6 +92,16 @@ def demonstration_line(composed: Composed) -> str:
     words = [shlex.quote(word) for word in composed.overrides if not word.startswith("scale=")]
     command = " ".join(["runner", *folders, *words, "scale=paper"])
     return f"scale={scale}: a demonstration, not the paper's protocol; the paper's own recipe: {command}"
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    if not _RUNNING.acquire(blocking=False):
+        raise UserError("another thread of this process runs an experiment; one beside it needs a process of its own")
+    try:
+        yield
+    finally:
+        _RUNNING.release()
 
 
 @contextlib.contextmanager

@@ -143,6 +143,7 @@ class Hardware:
     name: str
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Positive | None  # null: torch's choice at the first start; a resume reuses the stored count
+    workers: NotNegative | None = None  # processes that read image files; null: by the number of cores; 0: none
 
 
 @dataclass(kw_only=True)
