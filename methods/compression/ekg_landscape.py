@@ -45,7 +45,7 @@ class EKGLandscape:
     compared: list[Literal["ekg", "l1", "fpgm", "taylor"]] = field(
         default_factory=lambda: ["l1", "fpgm", "taylor"]
     )  # filter scores of the searches drawn beside search.filter_score; [] leaves it alone
-    lanczos_steps: Annotated[int, Field(ge=2)] = 100  # most Hessian-vector products a network
+    lanczos_steps: Annotated[int, Field(ge=2)] = 100  # most Hessian-vector products a network, and vectors in memory
     lanczos_tolerance: Annotated[float, Field(gt=0)] = 1e-3  # residual over the largest |eigenvalue|
     surface_points: Annotated[int, Field(ge=2)] = 51  # a side of the surface
     surface_range: Annotated[float, Field(gt=0)] = 1.0  # reach of the surface, in norms of the filters
