@@ -22,6 +22,8 @@ PRELOADED = [
     "sklearn.datasets",
     "hydra",
     "pandas",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
     "pydantic",
     "scipy.optimize",
     "scipy.sparse.linalg",
