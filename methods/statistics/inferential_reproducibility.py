@@ -153,7 +153,7 @@ def _stored(analysis: Analysis) -> dict[str, Any]:
             f"p {found.test.p_value:.4g}; {largest.first} - {largest.second}: {largest.difference:+.4g}, "
             f"g {largest.effect_size:+.3f}"
         )
-    if f"chi_squared{ENDINGS[BEST]}" not in metrics:  # a single configuration is its system's best
+    if not analysis.selected:  # a single configuration is its system's best
         metrics |= {f"{name}{ENDINGS[BEST]}": value for name, value in metrics.items()}
     for item in analysis.reliability:
         metrics[f"reliability_{item.system}"] = item.coefficient

@@ -97,14 +97,20 @@ class _Table:
         beta, scale = parameters[:-1], parameters[-1]
         fixed = self.design @ beta
         mode = numpy.zeros(self.groups)
-        for _ in range(50):  # Newton: the integrand is log-concave
+        highest = 1 + scale * self._sum(self.trials)  # beyond them the slope has one sign
+        lowest = -highest
+        for _ in range(100):  # the slope falls in u: Newton's step where it stays between the bounds, else halving
             chance = _logistic(fixed + scale * mode[self.codes])
             slope = scale * self._sum(self.successes - self.trials * chance) - mode
             curvature = scale**2 * self._sum(self.trials * chance * (1 - chance)) + 1
-            step = numpy.clip(slope / curvature, -2, 2)
-            mode += step
-            if abs(step).max() < 1e-10:
+            lowest, highest = numpy.where(slope > 0, mode, lowest), numpy.where(slope > 0, highest, mode)
+            moved = mode + slope / curvature
+            inside = (moved > lowest) & (moved < highest)
+            moved = numpy.where(inside, moved, (lowest + highest) / 2)
+            moved = numpy.where(abs(slope) < 1e-9, mode, moved)
+            if abs(moved - mode).max() < 1e-10:
                 break
+            mode = moved
         spread = numpy.sqrt(2 / curvature)
         points = mode[:, None] + spread[:, None] * self.nodes  # (G, nodes)
         predictor = fixed[:, None] + scale * points[self.codes]

@@ -77,6 +77,16 @@ def test_a_cell_without_errors_has_no_log_odds():
         fit_binomial(scores, design, "example", frame["example"].to_numpy())
 
 
+def test_examples_that_are_nearly_always_right():
+    """Steep integrands, whose modes plain Newton steps miss: likelihood ratio and Wald test agree all the same."""
+    frame, design = right_and_wrong(300, 10, 0.6, 6.0)
+    scores, codes = frame["score"].to_numpy(), frame["example"].to_numpy()
+    null, full = (fit_binomial(scores, columns, "example", codes) for columns in (design[:, :1], design))
+    ratio = 2 * (full.log_likelihood - null.log_likelihood)
+    assert ratio == pytest.approx(full.coefficients[1] ** 2 / full.covariance[1, 1], rel=0.1)
+    assert full.variances["example"] == pytest.approx(36, rel=0.4)
+
+
 def test_other_scores_are_refused():
     with pytest.raises(UserError, match="needs scores of 0 and 1"):
         compare(simulated(0, 10, 2), score="score", factor="system", example="example", distribution="binomial")
