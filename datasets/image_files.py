@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,8 @@ class FileBatches(Batches):
             batch_size=None,  # an item is a batch
             sampler=[rows[wanted] for rows, wanted in batches],
             num_workers=workers,
-            worker_init_fn=_ignore_signals if workers else None,
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # children of this process
+            worker_init_fn=partial(_begin_worker, os.getpid()) if workers else None,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else a draw from the global one for each start
         )
@@ -157,10 +160,16 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ignore_signals(worker: int) -> None:
-    """A stop is asked of the whole process group: the run finishes its step with what the workers give it."""
+def _begin_worker(run: int, worker: int) -> None:
+    """In a worker of the process ``run``.
+
+    A stop is asked of the whole process group: the run finishes its step with what the workers give it. A worker ends
+    when its parent changes; one whose run was killed before it could know its parent would stay for ever.
+    """
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux" and os.getppid() != run:
+        os._exit(1)
 
 
 def default_workers() -> int:

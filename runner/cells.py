@@ -232,6 +232,7 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         config=planned.config,
         name=f"{planned.name}-{settings.scale.name}-seed{settings.seed}",
         inner=bool(prefix),
+        group=launch.group,
         attempt=attempt,
         offline=settings.offline,
         say=observer.say,
@@ -317,7 +318,7 @@ def _result(
     result = {
         "method": config["method"]["name"],
         "model": settings.model.name,
-        "dataset": ctx.data.display_name,
+        "dataset": ctx.data.display_name if "data" in vars(ctx) else settings.dataset.name,  # not read only to be named
         "scale": settings.scale.name,
         "seed": settings.seed,
         "key": planned.key,

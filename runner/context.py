@@ -45,6 +45,7 @@ class Launch:
     search_path: Sequence[Path]  # where configs of methods are found, the user's included
     ranks: Ranks | None = None  # None: one process
     announced: set[str] = field(default_factory=set)  # lines that cells would repeat
+    group: str | None = None  # W&B's name for the sweep or table
 
 
 class Context:
@@ -215,19 +216,19 @@ class Context:
         fields: Mapping[str, Any],
         *,
         recipe: Mapping[str, Any] | None = None,
+        seed: int | None = None,
         role: str | None = None,
     ) -> Cell:
         """Another method as a run of its own key: reused when it is done, else run now (or waited for).
 
         It inherits model, dataset, scale, precision, seed and the role sections; ``fields`` are its hyperparameters,
-        ``recipe`` replaces this run's recipe.
+        ``recipe`` and ``seed`` replace this run's.
         """
         from runner.cells import run_cell
         from runner.plan import cell_config
 
-        return run_cell(
-            self, cell_config(self.config, method, fields, recipe, self.launch.search_path), as_role=role or method
-        )
+        config = cell_config(self.config, method, fields, recipe, seed, self.launch.search_path)
+        return run_cell(self, config, as_role=role or method)
 
     def save_model(self, model: nn.Module) -> None:
         """Writes the product: artifacts/model/ with weights, architecture and an exported program."""
@@ -277,7 +278,8 @@ class Context:
 
         Args:
             batch_statistics: normalise with each batch's statistics instead of the moving averages (updates nothing).
-            record: write artifacts/test_scores.npz (index, label, score, prediction); default: on the test split.
+            record: write artifacts/test_scores.npz; default: on the test split. Its arrays: index, label, prediction,
+                score (1 where it is right, else 0), log_likelihood (of the label, nats).
         """
         rows = self._stored(
             f"evaluate {split}", lambda: self._classify(model, split, batch_statistics), on_all_ranks=True
@@ -380,6 +382,7 @@ class Context:
     def _write_scores(self, rows: dict[str, torch.Tensor]) -> None:
         arrays = {name: rows[name].numpy() for name in ("index", "label", "prediction")}
         arrays["score"] = (rows["prediction"] == rows["label"]).numpy().astype("float32")
+        arrays["log_likelihood"] = -rows["loss"].numpy().astype("float32")
 
         def write(path: Path) -> None:
             with path.open("wb") as file:

@@ -44,7 +44,7 @@ def machine() -> dict[str, Any]:
         "host": socket.gethostname(),
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
@@ -62,7 +62,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -159,7 +160,7 @@ def set_threads(count: int | None) -> int:
 
 def threads_each(processes: int) -> int | None:
     """Cores for each of several processes that share this machine; None (no limit) for one."""
-    return None if processes == 1 else max(1, _usable_cores() // processes)
+    return None if processes == 1 else max(1, usable_cores() // processes)
 
 
 def hardware_summary(device: torch.device) -> str:
@@ -173,4 +174,4 @@ def hardware_summary(device: torch.device) -> str:
         return f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {cpu}"
     if device.type == "mps":
         return f"mps: Apple GPU, {cpu}"
-    return f"cpu: {_processor()}, {cpu} of {_usable_cores()} cores"
+    return f"cpu: {_processor()}, {cpu} of {usable_cores()} cores"

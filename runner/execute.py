@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 _RUNNING = threading.Lock()  # two runs at once would draw from the same generators
 
 
-def execute(composed: Composed) -> Path:
+def execute(composed: Composed, *, group: str | None = None) -> Path:
     """Answers from the stored result, resumes, or runs; returns the path of result.json.
+
+    ``group`` is the W&B group of a sweep that this run is a cell of.
 
     Raises:
         UserError, RunFailed, StopRequested: see ``runner.errors``.
@@ -43,12 +45,14 @@ def execute(composed: Composed) -> Path:
         say(demonstration)
         answer_stored(planned, stored)
     else:
-        run_planned(planned, demonstration, composed.search_path)
+        run_planned(planned, demonstration, composed.search_path, group=group)
     say(demonstration)
     return planned.folder.result_path
 
 
-def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> dict[str, Any]:
+def run_planned(
+    planned: Plan, first_line: str, search_path: Sequence[Path], *, group: str | None = None
+) -> dict[str, Any]:
     """Runs a plan in this process: checks it, locks its folder, shows its progress and closing table."""
     if planned.config["hardware"].get("processes", 1) != 1:
         # before torch is loaded: it would warn of what is meant so
@@ -77,7 +81,8 @@ def run_planned(planned: Plan, first_line: str, search_path: Sequence[Path]) -> 
                 progress.say(f"hardware: {hardware_summary(device)}{note}")
                 if ranks is not None:
                     ranks.connect()
-                result = run_locked(checked, Launch(device, progress, stop_requested, search_path, ranks=ranks))
+                launch = Launch(device, progress, stop_requested, search_path, ranks=ranks, group=group)
+                result = run_locked(checked, launch)
         except StopRequested as stop:
             raise StopRequested(f"stopped {stop}; the state is saved, the same command goes on") from None
         except RunFailed:

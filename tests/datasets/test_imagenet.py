@@ -215,6 +215,19 @@ def test_killed_and_resumed_with_other_workers_it_ends_with_the_same_bits(folder
     assert kills >= 1
     assert outcome(answer) == outcome(undisturbed)
     assert answer.folder.name == undisturbed.folder.name
+    until(lambda: not writing_below(tmp_path), seconds=30)  # workers look for their run every five seconds
+
+
+def writing_below(folder: Path) -> list[int]:
+    """The processes that have a file below ``folder`` open."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(Path(file.path).is_relative_to(folder) for file in process.open_files()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
 
 
 def test_a_stop_of_the_whole_process_group_saves(folder, tmp_path):
