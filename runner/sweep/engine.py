@@ -245,6 +245,9 @@ class Sweep:
             return
         if code == StopRequested.exit_code:
             cell.state = "stopped"
+        elif code == -signal.SIGTERM and self.stopping:  # the stop came before the run could hear it
+            cell.state = "stopped"
+            settle(cell.folder, "stopped", None)
         elif code != 0 or not cell.look_up():
             self._failed(cell, code)
         if cell.state != "queued":
