@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -114,3 +114,50 @@ def write_config(folder: Path, name: str, target: str, fields: dict | None = Non
     (folder / "method").mkdir(parents=True, exist_ok=True)
     (folder / "method" / f"{name}.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
     return folder
+
+
+@dataclass(kw_only=True)
+class Stops:
+    """Has a breakpoint between its steps."""
+
+    def run(self, ctx) -> dict[str, float]:
+        found = 40.0
+        for step in ctx.loop("count", 2):
+            breakpoint()
+            ctx.log(found=found + step)
+        return {"found": found}
+
+
+@dataclass(kw_only=True)
+class NotANumber:
+    """A gradient that is NaN though the loss is finite."""
+
+    def run(self, ctx) -> dict[str, float]:
+        import torch
+
+        weight = torch.zeros(1, requires_grad=True)
+        for _ in ctx.loop("count", 2):
+            (weight.sqrt() * 0).sum().backward()
+        return {"gradient": 0.0}
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """One arm of a table: a number that depends on a setting and on the seed, and test scores around it."""
+
+    paper: ClassVar[str] = "arXiv:0000.00002"
+    fidelity: ClassVar[str] = "reconstruction"
+    deviations: ClassVar[tuple[str, ...]] = ("it draws nothing",)
+    level: float = 0.5
+    fails_at: list[int] = field(default_factory=list)  # seeds
+
+    def run(self, ctx) -> dict[str, float]:
+        import numpy
+
+        if ctx.seed in self.fails_at:
+            raise ArithmeticError("the arm broke")
+        value = self.level + 0.01 * (ctx.seed % 3)
+        index = numpy.arange(20)
+        correct = (index * 7 + ctx.seed) % 20 < 20 * value
+        numpy.savez(ctx.artifact("test_scores.npz"), index=index, label=index % 2, score=correct.astype(float))
+        return {"accuracy": value, "accuracy_best_validation": value + 0.02, "seconds_of_search": 10.0 * value}
