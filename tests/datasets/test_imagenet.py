@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from runner.datasets.images import Normalisation
 from runner.errors import UserError
 from runner.schema import AugmentationSettings, DatasetSettings
 
+ROOT = Path(__file__).parents[2]
 CLASSES = ("n01440764", "n01443537", "n02096585")
 SIZES = {"train": 8, "val": 4}
 PLAIN = Normalisation(torch.zeros(3), torch.ones(3))
@@ -178,6 +181,25 @@ def test_entering_an_epoch_gives_the_rest_and_decodes_nothing_else(folder, load,
     monkeypatch.setattr(ImageFiles, "read", lambda self, row: read.append(row) or original(self, row))
     assert same(batches(train)(3), whole[3:])
     assert read == [row for batch in whole[3:] for row in batch.index.tolist()]
+
+
+def test_a_process_that_leaves_an_epoch_half_read_ends(folder):
+    script = f"""
+import torch
+from runner.datasets import load_data
+from runner.schema import DatasetSettings, Scale
+settings = DatasetSettings(name="imagenet", path={str(folder)!r}, image_size=32, normalisation={NORMALISATION!r})
+scale = Scale(
+    name="paper", max_train_examples=None, max_test_examples=None, max_epochs=None, max_steps=None,
+    small_image_stem="imagenet", export_program=False)
+data = load_data(settings, scale, data_root=".", offline=True)
+epoch = data.train.batches(data.normalisation, 2, shuffle=True, augmentation=data.augmentation, workers=2).iterate(7)
+next(epoch)
+raise KeyError("left with the epoch in its hand")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "KeyError: 'left with the epoch in its hand'"
 
 
 def test_the_generators_of_the_run_are_left_alone(folder, load):
