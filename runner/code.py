@@ -26,6 +26,8 @@ LEFT_OUT = (
     "runner.observer",
     "runner.environment",
     "runner.execute",
+    "runner.followers",
+    "runner.trace",
     "runner.cells",
     "runner.plan",
     "runner.key",

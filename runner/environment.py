@@ -158,6 +158,11 @@ def set_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
+def threads_each(processes: int) -> int | None:
+    """CPU threads for each of several processes that share this machine; None (torch's choice) for one."""
+    return None if processes == 1 else max(1, usable_cores() // processes)
+
+
 def hardware_summary(device: torch.device) -> str:
     """One line for the screen: the device, its name and memory, and the CPU threads in use."""
     import torch

@@ -46,6 +46,9 @@ def fit(
     With ``accumulation`` k, each group of k batches (fewer at the end of an epoch) makes one optimizer step along the
     gradient of its mean loss; the schedule counts optimizer steps. Batch normalisation sees the single batches.
 
+    Among several ranks each computes on its part of every batch, and the gradient is that of the mean over the whole
+    batch; batch normalisation sees the parts (moving averages are rank 0's), and mixing pairs images of a part.
+
     Args:
         loss: called with the first of (images, labels, index) that it takes; returns a scalar tensor to minimise.
             labels are class numbers (B,) int64, or with ``mixup`` or ``cutmix`` probabilities (B, classes); the
@@ -72,6 +75,8 @@ def fit(
     ctx.track(model=model, optimizer=optimizer, best=best, averaged=averaged, gradients=gradients)
 
     arguments = len(inspect.signature(loss).parameters)
+    if ctx.ranks is not None:
+        loss = ctx.ranks.parallel(loss, model, parameters)
     model.train()
     optimizer.zero_grad(set_to_none=True)  # of what came before; after a kill the loop puts a group's own back
     loop = ctx.loop(name, batches, epochs=recipe.epochs)
@@ -93,7 +98,8 @@ def fit(
             images = images.contiguous(memory_format=torch.channels_last)
         with ctx.autocast():
             value = loss(*(images, *rest)[:arguments])
-        (value if size == 1 else value / size).backward()
+        part = value if loop.share == 1 else value * loop.share
+        (part if size == 1 else part / size).backward()
         if place + 1 == size:
             if recipe.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)

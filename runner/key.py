@@ -6,9 +6,10 @@ What enters: every section and value of the composed config except those named i
 |---|---|
 | method, recipe, scale, seed, seeds, precision, model, dataset, roles (baseline, teacher ...) | their values |
 | dataset.path, model.weights | the fingerprint of the content (sha256 of a file, names and sizes of a folder) |
+| method.runs, method.example_properties | the fingerprint of the runs' test scores, of the file |
 | model.weights=imagenet | torchvision's name of the weights |
 | fields added later (conf/added_later.yaml), a role's too, while they stand at their neutral value | not at all |
-| hardware, tracking, paths, checkpoint, force, allow_code_change, offline | not at all |
+| hardware, tracking, paths, checkpoint, force, allow_code_change, debug, profile, offline | not at all |
 | retries, fail_fast, stop_after (of a sweep) | not at all |
 
 Order of keys does not matter; 1 and 1.0 are equal.
@@ -22,7 +23,17 @@ from collections.abc import Mapping
 from typing import Any
 
 SWEEP = frozenset({"retries", "fail_fast", "stop_after"})
-LEFT_OUT = SWEEP | {"hardware", "tracking", "paths", "checkpoint", "force", "allow_code_change", "offline"}
+LEFT_OUT = SWEEP | {
+    "hardware",
+    "tracking",
+    "paths",
+    "checkpoint",
+    "force",
+    "allow_code_change",
+    "debug",
+    "profile",
+    "offline",
+}
 PATHS = ("dataset.path", "model.weights")
 LENGTH = 12
 
@@ -36,13 +47,14 @@ def run_key(
 
     Args:
         config: the composed, resolved config.
-        fingerprints: for each of ``PATHS`` that is set, the fingerprint of its content; without one the path says
-            nothing about the result (a set with published checksums) and counts as not set.
+        fingerprints: for each of ``PATHS`` that is set, and for paths among the method's fields, the fingerprint of
+            its content; without one a path of ``PATHS`` says nothing about the result (a set with published checksums)
+            and counts as not set.
         added_later: dotted name of a field -> the neutral value at which it is left out, in a role's section too.
     """
     decisive = {name: value for name, value in config.items() if name not in LEFT_OUT}
     flat = _flatten(decisive)
-    for path in PATHS:
+    for path in {*PATHS, *(fingerprints or {})}:
         if flat.get(path) is not None:
             flat[path] = (fingerprints or {}).get(path)
     for field, neutral in (added_later or {}).items():

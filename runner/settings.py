@@ -46,6 +46,8 @@ class Settings:
     force: bool
     allow_code_change: bool
     offline: bool
+    debug: bool = False
+    profile: bool = False
     retries: schema.NotNegative = 0
     fail_fast: bool = False
     stop_after: schema.NotNegative = 3

@@ -60,6 +60,7 @@ ZOO: dict[str, ZooEntry] = (
 ZOO["resnet14_narrow"] = ZooEntry(
     "runner.models.resnet:cifar_resnet", {"depth": 14, "width": 8}, {"cifar": CIFAR_STEM}, 2
 )
+ZOO["mlp"] = ZooEntry("runner.models.mlp:MLP", {}, {"cifar": "averages of 8x8"})
 ZOO["mobilenet_v2"] = ZooEntry(
     "runner.models.from_torchvision:mobilenet_v2",
     {},

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from runner.errors import UserError
+
 if TYPE_CHECKING:
     from runner.sweep.engine import Sweep
 
@@ -58,6 +60,11 @@ class SweepOptions:
             key, _, value = word.lstrip("+").partition("=")
             if key == "hydra/launcher":
                 launcher = value.strip()
+            elif key.startswith(("hydra/sweeper", "hydra.sweeper")) and word != "hydra/sweeper=basic":
+                raise UserError(
+                    f"'{word}': searches by a sweeper are not built in; `wandb agent` can search and call `runner` "
+                    "(command: [runner, ${args_no_hyphens}]), or an Optuna loop of your own runner.run"
+                )
             elif key.startswith("hydra.launcher."):
                 fields.append(word)
             else:

@@ -18,12 +18,13 @@ from typing import Any
 from runner.compose import Composed
 from runner.defaults import SiteDefaults
 from runner.errors import RunFailed, StopRequested, UserError
-from runner.folder import Locked
+from runner.folder import Locked, RunFolder
+from runner.storage import write_atomic
 
 IN_USE = 76  # another process runs this very cell
 
 
-def specification(composed: Composed, *, group: str, threads: int | None) -> dict[str, Any]:
+def specification(composed: Composed, folder: RunFolder, *, group: str, threads: int | None) -> dict[str, Any]:
     """All that a cell's process needs to know, as JSON; ``threads`` unless the config says its own."""
     config = composed.config
     hardware = config["hardware"]
@@ -36,6 +37,8 @@ def specification(composed: Composed, *, group: str, threads: int | None) -> dic
         "search_path": [str(folder) for folder in composed.search_path],
         "site": {"file": composed.site.file and str(composed.site.file), "values": composed.site.values},
         "group": group,
+        "folder": str(folder.path),
+        "directory": str(Path.cwd()),  # where relative paths start from
         "path": sys.path,
     }
 
@@ -106,6 +109,20 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     return next((line.strip().removeprefix("runner: ") for line in reversed(lines) if line.strip()), "")
+
+
+def settle(folder: RunFolder, state: str, error: str | None) -> None:
+    """Says in the run folder what its dead process cannot say: ``state``, and ``error`` as error.txt."""
+    try:
+        if not folder.status():
+            folder.create()
+        with folder.lock():
+            if folder.result() is None:
+                if error is not None:
+                    write_atomic(folder.path / "error.txt", error)
+                folder.update_status(state=state)
+    except (Locked, UserError, OSError):
+        return  # another process goes on with it already, or the disk is gone
 
 
 def _end_with_input() -> None:

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from runner.errors import StopRequested, UserError
 from runner.execute import stop_signals
-from runner.folder import Locked, RunFolder
-from runner.storage import write_atomic
 from runner.sweep import Job, Outcome, SweepOptions
-from runner.sweep.cell import IN_USE, last_line, specification
+from runner.sweep.cell import IN_USE, last_line, settle, specification
 from runner.sweep.launchers import Fork, Fresh, Launcher, make_launcher
 from runner.sweep.layout import Layout, layout
 from runner.sweep.planning import Cell, in_cell
+from runner.sweep.remote import killed_by
 from runner.sweep.screen import Screen
 from runner.sweep.summary import sweep_folder, write_summary
 
@@ -44,7 +43,7 @@ class Sweep:
         self.stop_after = config["stop_after"] if options.stop_after is None else options.stop_after
         self.folder = sweep_folder(self.cells, name)
         self.group = group or self.folder.name
-        self.layout: Layout = layout(self.cells, options.slots, local=self.launcher_name == "local")
+        self.layout: Layout = layout(self.cells, options.slots, launcher=self.launcher_name)
         self.summary_path = self.folder / "summary.json"
         self.stopping = ""  # why no further cell starts
         self.begun = time.time()
@@ -122,7 +121,7 @@ class Sweep:
     def _check(self, launcher: Launcher, stop_requested) -> None:
         """Finds what only torch and the methods' classes can tell to be wrong."""
         queued = self.of("queued")
-        told = [specification(cell.composed, group=self.group, threads=1) for cell in queued]
+        told = [specification(cell.composed, cell.folder, group=self.group, threads=1) for cell in queued]
         log = self.folder / "logs" / "check.log"
         log.unlink(missing_ok=True)
         launcher.start(CHECK, {"check": told, "path": sys.path}, log, self._environment)
@@ -167,7 +166,7 @@ class Sweep:
                 for cell in left:
                     if cell.key == name:
                         self._free(cell, "stopped")
-                        _settle(cell.folder, "stopped", None)
+                        settle(cell.folder, "stopped", None)
         launcher.close()
         for cell in self.of("running", "queued"):
             cell.state = "stopped"
@@ -185,7 +184,7 @@ class Sweep:
                 cell.slot = self._slots.pop(0)
                 cell.state, cell.started = "running", time.time()
                 cell.attempts += 1
-                told = specification(cell.composed, group=self.group, threads=self.layout.threads)
+                told = specification(cell.composed, cell.folder, group=self.group, threads=self.layout.threads)
                 environment = {**self._environment, **self.layout.of_slot(cell.slot)}
                 launcher.start(cell.key, told, self._log(cell), environment)
 
@@ -209,6 +208,7 @@ class Sweep:
 
     def _wait_for(self, cell: Cell) -> None:
         cell.state, cell.waiting_since = "waiting", time.time()
+        self.screen.say(f"waits for another process that runs it: {cell.label}")
 
     def _look_at_others(self) -> None:
         if time.monotonic() - self._looked < LOOK_SECONDS:
@@ -255,10 +255,12 @@ class Sweep:
         if code < 0:
             if cell.look_up():  # killed after its result was written
                 return
-            cell.error = f"killed by signal {-code} ({signal.Signals(-code).name})"
-            _settle(cell.folder, "failed", f"{cell.error}\n\nOutput: {self._log(cell)}\n")
+            cell.error = killed_by(code)
+            settle(cell.folder, "failed", f"{cell.error}\n\nOutput: {self._log(cell)}\n")
         else:
             cell.error = last_line(self._log(cell)) or "ended without a result"
+            if cell.folder.status().get("state") == "running":
+                settle(cell.folder, "failed", f"{cell.error}\n\nOutput: {self._log(cell)}\n")
             self._count_traceback(cell)
         cell.state = "failed"
         if cell.attempts <= self.retries and code != UserError.exit_code and not self.stopping:
@@ -281,17 +283,3 @@ def _traceback_mark(path: Path) -> str:
         return ""
     places = [line.strip() for line in lines if re.match(r"\s+File ", line)]
     return "\n".join([*places, lines[-1].partition(":")[0]]) if places else ""
-
-
-def _settle(folder: RunFolder, state: str, error: str | None) -> None:
-    """Says in the run folder what its killed process cannot say."""
-    try:
-        if not folder.status():
-            folder.create()
-        with folder.lock():
-            if folder.result() is None:
-                if error is not None:
-                    write_atomic(folder.path / "error.txt", error)
-                folder.update_status(state=state)
-    except (Locked, UserError, OSError):
-        return  # another process goes on with it already, or the disk is gone

@@ -32,7 +32,6 @@ def expand(words: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[Job]:
             override = parser.parse_override(word)
             override.validate()
             key = override.get_key_element()
-            values.pop(key, None)
             values[key] = _values(override, word, path)
         except HydraException as error:
             raise UserError(f"'{word}': {str(error).splitlines()[0]} (set on the command line)") from None

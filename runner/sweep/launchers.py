@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,8 +26,6 @@ REFUSED = {
 
 class Launcher(Protocol):
     """``start`` returns at once; ``poll`` waits at most so many seconds and returns (name, exit code) of what ended."""
-
-    slots: int | None  # cells at once; None: the engine behind it has a queue of its own
 
     def start(self, name: str, told: dict[str, Any], log: Path, environment: Mapping[str, str]) -> None: ...
     def poll(self, seconds: float) -> list[tuple[str, int]]: ...
@@ -50,8 +48,6 @@ def check_launcher(name: str, extra_words: Sequence[str] = ()) -> None:
 
 class Fork:
     """Cells forked from a server; where forking is not safe, fresh processes serve (``Fresh``)."""
-
-    slots = None
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
         self._modules, self._environment = list(modules), dict(environment)
@@ -120,8 +116,6 @@ class Fork:
 class Fresh:
     """A new Python process a cell: on macOS and where a cell uses a GPU, whose driver does not survive a fork."""
 
-    slots = None
-
     def __init__(self) -> None:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -158,6 +152,7 @@ def start_process(told: dict[str, Any], log: Path, environment: Mapping[str, str
             stdout=file,
             stderr=file,
             env=child_environment(environment),
+            cwd=told.get("directory"),
             start_new_session=True,
         )
     with contextlib.suppress(BrokenPipeError):
@@ -191,6 +186,14 @@ def make_launcher(
     environment: Mapping[str, str],
     folder: Path,
 ) -> Launcher:
-    """The launcher of a sweep whose own files stand in ``folder``."""
-    makers: dict[str, Callable[[], Launcher]] = {"local": lambda: Fresh() if fresh else Fork(modules, environment)}
-    return makers[name]()
+    """The launcher of a sweep whose own files stand in ``folder``.
+
+    Raises:
+        UserError: what it needs is not installed, or one of its settings is unknown.
+    """
+    if name == "local":
+        return Fresh() if fresh else Fork(modules, environment)
+    from runner.sweep.cluster import Ray, Submitit, launcher_config
+
+    config = launcher_config(name, LAUNCHERS[name], words, folder)
+    return Ray(config, folder) if name == "ray" else Submitit(config, folder, name.removeprefix("submitit_"))

@@ -32,7 +32,7 @@ class Layout:
         return {"CUDA_VISIBLE_DEVICES": visible[slot] if slot < len(visible) else str(slot)}
 
 
-def layout(cells: Sequence[Cell], asked: int | list[int] | None, *, local: bool) -> Layout:
+def layout(cells: Sequence[Cell], asked: int | list[int] | None, *, launcher: str) -> Layout:
     """From hardware.slots, hardware.threads and the machine; the count of all cells of the sweep, cached ones too,
     bounds the default, so that a repeated command gives each cell the same threads.
 
@@ -41,11 +41,11 @@ def layout(cells: Sequence[Cell], asked: int | list[int] | None, *, local: bool)
     """
     hardware = cells[0].composed.config["hardware"]
     slots = hardware["slots"] if asked is None else asked
-    if not local:
+    if launcher in ("ray", "submitit_slurm"):
         return Layout([None] * (slots if isinstance(slots, int) else UNLIMITED), None, forks=False)
     devices = {cell.composed.config["hardware"]["device"] for cell in cells}
     gpus = visible_gpus() if devices & {"auto", "cuda"} else 0
-    forks = sys.platform == "linux" and not gpus and devices <= {"auto", "cpu"}
+    forks = launcher == "local" and sys.platform == "linux" and not gpus and devices <= {"auto", "cpu"}
     if isinstance(slots, list):
         if gpus and (wrong := [index for index in slots if index >= gpus]):
             raise UserError(f"hardware.slots={slots}: there is no GPU {wrong[0]}; this machine shows {gpus}")

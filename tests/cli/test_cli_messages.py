@@ -57,6 +57,7 @@ def _no_user_configs(monkeypatch):
         (["-m", "model=glob(zz*)"], ["fits no model", "`runner list models`"]),
         (["-m", "seed=0,1", "hydra/launcher=rey"], ["unknown launcher 'hydra/launcher=rey'", "did you mean ray?"]),
         (["-m", "seed=0,1", "hydra/launcher=joblib"], ["hydra/launcher=joblib is not used here", "leave"]),
+        (["-m", "seed=0,1", "hydra/sweeper=optuna"], ["not built in", "`wandb agent`", "${args_no_hyphens}"]),
         (["-m", "seed=0,1", "hydra.launcher.n_jobs=2"], ["hydra.launcher.n_jobs=2", "hardware.slots"]),
         (["seed=${nothing}"], ["seed: ", "'nothing' not found", COMMAND_LINE]),
         (["seed=${oc.env:RUNNER_TEST_UNSET}"], ["seed: Environment variable 'RUNNER_TEST_UNSET' not found"]),
