@@ -5,7 +5,7 @@ What enters: every section and value of the composed config except those named i
 | enters | as |
 |---|---|
 | method, recipe, scale, seed, seeds, precision, model, dataset, roles (baseline, teacher ...) | their values |
-| dataset.path, model.weights | the fingerprint of the content (sha256 of a file, names and sizes of a folder) |
+| dataset.path, model.weights, a role's too | the content (sha256 of a file, names and sizes of a folder) |
 | model.weights=imagenet | torchvision's name of the weights |
 | fields added later (conf/added_later.yaml), a role's too, while they stand at their neutral value | not at all |
 | hardware, tracking, paths, checkpoint, force, allow_code_change, offline | not at all |
@@ -40,9 +40,9 @@ def run_key(
     """
     decisive = {name: value for name, value in config.items() if name not in LEFT_OUT}
     flat = _flatten(decisive)
-    for path in PATHS:
-        if flat.get(path) is not None:
-            flat[path] = (fingerprints or {}).get(path)
+    for name, value in flat.items():
+        if value is not None and (name in PATHS or _in_role(name) in PATHS):
+            flat[name] = (fingerprints or {}).get(name)
     for field, neutral in (added_later or {}).items():
         for name in [name for name in flat if name == field or _in_role(name) == field]:
             if _canonical(flat[name]) == _canonical(neutral):
