@@ -99,8 +99,8 @@ def _set_with_missing_name(error: Exception, overrides: Sequence[str]) -> str | 
 
 
 def _role_choices(overrides: Sequence[str], path: Sequence[Path]) -> list[str]:
-    """Write teacher.model=NAME as Hydra does, model@teacher.model=NAME, for the networks of their own that the chosen
-    method starts from; their recipe and data set likewise."""
+    """Write teacher.model=NAME as Hydra does, model@teacher.model=NAME, for the networks that the chosen method starts
+    from; their recipe likewise, and the data set where the network is the role's own."""
     words = [re.fullmatch(r"(?P<role>\w+)\.(?P<group>model|recipe|dataset)=(?P<name>[\w./-]+)", w) for w in overrides]
     if not any(words):
         return list(overrides)
@@ -110,8 +110,8 @@ def _role_choices(overrides: Sequence[str], path: Sequence[Path]) -> list[str]:
     packages = {key.lstrip("/") for entry in entries if isinstance(entry, dict) for key in entry}
     written = []
     for override, word in zip(overrides, words, strict=True):
-        if word and f"model@{word['role']}.model" in packages:
-            choice = f"{word['group']}@{word['role']}.{word['group']}"
+        choice = f"{word['group']}@{word['role']}.{word['group']}" if word else ""
+        if word and {choice, f"model@{word['role']}.model"} & packages:
             override = f"{'' if choice in packages else '+'}{choice}={word['name']}"
         written.append(override)
     return written

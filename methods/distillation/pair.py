@@ -195,6 +195,12 @@ class Pair:
 def frozen(ctx: Context, teacher: nn.Module) -> nn.Module:
     """The teacher in evaluation mode without gradients; it sees images normalised as it was trained."""
     teacher.eval().requires_grad_(False)
+    channels = (getattr(teacher, "architecture", None) or {}).get("channels", ctx.data.channels)
+    if channels != ctx.data.channels:
+        raise UserError(
+            f"teacher: it was trained on images with {channels} channel{'s' * (channels > 1)}, and the data set has "
+            f"{ctx.data.channels}; choose another teacher.dataset"
+        )
     own = getattr(teacher, "normalisation", None)
     if own is not None:
         mean, std = (torch.tensor(own[name], device=ctx.device).view(1, -1, 1, 1) for name in ("mean", "std"))

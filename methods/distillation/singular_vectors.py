@@ -34,7 +34,7 @@ def right_vectors(maps: Tensor, count: int, *, gram: bool = False) -> Tensor:
 def leading(maps: Tensor, count: int, *, gram: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Left vectors (B, H*W, count), singular values (B, count) and right vectors (B, C, count), without gradient."""
     with torch.no_grad():
-        u, s, v = decompose(matrices(maps), gram)
+        u, s, v = decompose(matrices(maps.float()), gram)
     return u[..., :count], s[..., :count], v[..., :count]
 
 
@@ -64,7 +64,7 @@ class _RightVectors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, matrix: Tensor, count: int, gram: bool) -> Tensor:
-        u, s, v = decompose(matrix.float(), gram)
+        u, s, v = decompose(matrix if matrix.dtype == torch.float64 else matrix.float(), gram)
         ctx.save_for_backward(u, s, v)
         ctx.kind = matrix.dtype
         return v[..., :count].to(matrix.dtype)
