@@ -1,13 +1,18 @@
 """Runs of distillation methods: one teacher for all, constants by recipe, stored teacher outputs, refused pairs."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from commands import runner
 from PIL import Image
+from torch import nn
 
 import runner as package
 from runner.compose import compose
+from runner.datasets.images import Normalisation
+from runner.errors import UserError
 from runner.methods.distillation import pair
 from runner.plan import plan, role_config
 from runner.registry import choices, search_path
@@ -57,8 +62,22 @@ def test_a_teacher_of_another_data_set_teaches_by_its_features_alone(tmp_path):
     assert "accuracy_teacher" not in answer.result["metrics"]
     refused = runner("method=soft_logits", *command, place=tmp_path)
     assert refused.code == 2 and "2 classes" in refused.message and "has 3" in refused.message
-    refused = runner("method=pkt", *command[:-2], "teacher.dataset=digits", place=tmp_path)
-    assert refused.code == 2 and "1 channel" in refused.message
+
+
+def test_a_teacher_sees_images_as_it_was_trained_on_them():
+    def ctx(channels):
+        normalisation = Normalisation(torch.full((channels,), 100.0), torch.full((channels,), 50.0))
+        return SimpleNamespace(device="cpu", data=SimpleNamespace(channels=channels, normalisation=normalisation))
+
+    teacher = nn.Conv2d(1, 1, 1)
+    teacher.normalisation, teacher.architecture = {"mean": [110.0], "std": [25.0]}, {"channels": 1}
+    with pytest.raises(UserError, match="1 channel, and the data set has 3"):
+        pair.frozen(ctx(3), teacher)
+    images = torch.randn(2, 1, 4, 4)
+    expected = teacher((images * 50 + 100 - 110) / 25)
+    frozen = pair.frozen(ctx(1), teacher)
+    assert torch.allclose(frozen(images), expected, atol=1e-6)
+    assert not frozen.training and not frozen.weight.requires_grad
 
 
 def test_the_students_settings_are_not_the_teachers():
