@@ -1,5 +1,7 @@
 """Labelled image sets: found and checked before anything heavy is imported, then loaded whole into memory as uint8.
 
+A set that memory does not hold (``imagenet``) is read from its files batch by batch instead (``image_files``).
+
 A data set is one module with two functions (see ``digits`` for the shortest):
 
     check(settings, data_root, offline)           light: missing files, unreadable paths, forbidden downloads
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from runner.datasets.images import ImageData
     from runner.schema import DatasetSettings, Scale
 
-NAMED = ("digits", "fashion_mnist", "image_folder", "tiny_imagenet", "torch_dataset")
+NAMED = ("digits", "fashion_mnist", "image_folder", "imagenet", "tiny_imagenet", "torch_dataset")
 MODULES = {
     **{name: f"runner.datasets.{name}" for name in NAMED},
     **dict.fromkeys(("cifar10", "cifar100"), "runner.datasets.cifar"),
@@ -45,14 +47,18 @@ def check_dataset(settings: DatasetSettings, data_root: str | Path, offline: boo
 def fingerprint(name: str, path: str | None) -> str | None:
     """What ``dataset.path`` holds, for a run's key: the same content gives the same text wherever it lies.
 
-    sha256 of a file or archive (cached by size and time), of the names and sizes of a folder's files; None without a
-    path, and for sets whose content is checked against published checksums.
+    sha256 of a file or archive (cached by size and time), of the names and sizes of a folder's files (``imagenet``: of
+    few sizes); None without a path, and for sets whose content is checked against published checksums.
 
     Raises:
         UserError: the path is missing or cannot be read.
     """
     if path is None or name in CHECKSUMMED:
         return None
+    if name == "imagenet":
+        from runner.datasets import imagenet
+
+        return imagenet.fingerprint(files.user_path(path))
     return files.fingerprint(files.user_path(path))
 
 

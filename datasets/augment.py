@@ -15,23 +15,29 @@ CONTRAST = (0.8, 1.2)
 SATURATION = (0.8, 1.2)
 
 
-def augment(images: Tensor, settings: AugmentationSettings | None, colour: bool) -> Tensor:
+WHOLE = slice(None)
+
+
+def augment(
+    images: Tensor, settings: AugmentationSettings | None, colour: bool, rows: slice = WHOLE, count: int | None = None
+) -> Tensor:
     """A random view of each image (B,C,H,W) on the 0-255 scale: colour if asked, flip, pad and crop, in this order.
 
     EKG card 2.11 normalises between colour and flip; flip and crop only move pixels, so normalising the result is the
     same. Returns uint8 where nothing but pixels moved, float32 after a change of colour (which may leave 0..255).
+    Where ``images`` are only the ``rows`` of a batch of ``count``, they get the views that they get in the whole batch.
     """
+    count, device = len(images) if count is None else count, images.device
     if colour:
-        images = vary_colour(images.float())
+        images = vary_colour(images.float(), rows, count)
     if settings is None:
         return images
-    count, device = len(images), images.device
-    flip = torch.rand(count, device=device) < 0.5 if settings.horizontal_flip else None
+    flip = torch.rand(count, device=device)[rows] < 0.5 if settings.horizontal_flip else None
     padding = settings.crop_padding
     if padding == 0:
         return images if flip is None else torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
-    top = torch.randint(0, 2 * padding + 1, (count,), device=device)
-    left = torch.randint(0, 2 * padding + 1, (count,), device=device)
+    top = torch.randint(0, 2 * padding + 1, (count,), device=device)[rows]
+    left = torch.randint(0, 2 * padding + 1, (count,), device=device)[rows]
     return flip_and_crop(images, flip, top, left, padding, settings.padding_mode)
 
 
@@ -57,11 +63,14 @@ def flip_and_crop(images: Tensor, flip: Tensor | None, top: Tensor, left: Tensor
     return moved if inside is None else moved * inside
 
 
-def vary_colour(images: Tensor) -> Tensor:
+def vary_colour(images: Tensor, rows: slice = WHOLE, count: int | None = None) -> Tensor:
     """Brightness, then contrast, then saturation, each by a draw per image; (B,C,H,W) float on the 0-255 scale."""
-    images = adjust_brightness(images, _uniform(images, -BRIGHTNESS, BRIGHTNESS))
-    images = adjust_contrast(images, _uniform(images, *CONTRAST))
-    return adjust_saturation(images, _uniform(images, *SATURATION))
+    count, device = len(images) if count is None else count, images.device
+    brightness, contrast, saturation = (
+        torch.empty(count, device=device).uniform_(*limits)[rows]
+        for limits in ((-BRIGHTNESS, BRIGHTNESS), CONTRAST, SATURATION)
+    )
+    return adjust_saturation(adjust_contrast(adjust_brightness(images, brightness), contrast), saturation)
 
 
 def adjust_brightness(images: Tensor, delta: Tensor) -> Tensor:
@@ -88,10 +97,6 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     spread = (largest - smallest).clamp_min(torch.finfo(images.dtype).tiny)
     ratio = torch.minimum(factor.view(-1, 1, 1, 1), largest.clamp_min(0) / spread)
     return largest - (largest - images) * ratio
-
-
-def _uniform(images: Tensor, low: float, high: float) -> Tensor:
-    return torch.empty(len(images), device=images.device).uniform_(low, high)
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

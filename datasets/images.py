@@ -1,38 +1,36 @@
-"""Labelled images in memory as uint8: splits, class-balanced subsets, normalisation, batches."""
+"""Labelled images, here in memory as uint8: splits, class-balanced subsets, normalisation, batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from runner.datasets.augment import augment
+from runner.datasets.augment import WHOLE, augment
 from runner.errors import UserError
 from runner.schema import AugmentationSettings, DatasetSettings
 
+Part = Callable[[int], tuple[slice, float]]  # of a batch of so many rows: which are wanted, and their share
 CHUNK = 1024  # images converted at once where a whole split in a wider type would fill the memory
 
 
-@dataclass
-class Images:
-    """Images (N,C,H,W) uint8, labels (N,) int64, and index (N,) int64: the row each has in the original split."""
+class Labelled:
+    """What every kind of labelled images has: labels (N,) int64, and index (N,) int64, the row in the original split.
 
-    images: Tensor
+    Beside it a kind has ``shape`` (C,H,W), ``take(rows)``, ``to(device)`` and ``batches(...)`` (``Batches``).
+    """
+
     labels: Tensor
     index: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Tensor) -> Images:
-        """The images at ``rows`` (int64), in that order; a copy."""
-        return Images(self.images[rows], self.labels[rows], self.index[rows])
-
-    def first_per_class(self, count: int) -> Images:
+    def first_per_class(self, count: int) -> Self:
         """The first ``count`` images of every class (all of a smaller class), class by class in rising order.
 
         The search set of EKG (card 2.11) is this, shuffled by the method.
@@ -40,7 +38,7 @@ class Images:
         rows = torch.nonzero(rank_in_class(self.labels) < count).flatten()
         return self.take(rows[torch.argsort(self.labels[rows], stable=True)])
 
-    def last_per_class(self, count: int) -> Images:
+    def last_per_class(self, count: int) -> Self:
         """The last ``count`` images of every class (all of a smaller class), class by class, the very last first.
 
         The validation set of EKG (card 2.11) is this, shuffled by the method.
@@ -48,8 +46,30 @@ class Images:
         rows = torch.nonzero(rank_in_class(self.labels.flip(0)).flip(0) < count).flatten().flip(0)
         return self.take(rows[torch.argsort(self.labels[rows], stable=True)])
 
+
+@dataclass
+class Images(Labelled):
+    """In memory: images (N,C,H,W) uint8, labels (N,) int64, index (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C,H,W)"""
+        return tuple(self.images.shape[1:])
+
+    def take(self, rows: Tensor) -> Images:
+        """The images at ``rows`` (int64), in that order; a copy."""
+        return Images(self.images[rows], self.labels[rows], self.index[rows])
+
     def to(self, device: torch.device | str) -> Images:
         return Images(self.images.to(device), self.labels.to(device), self.index.to(device))
+
+    def batches(self, *arguments: Any, **settings: Any) -> Batches:
+        """``Batches`` of these images."""
+        return Batches(self, *arguments, **settings)
 
 
 @dataclass
@@ -116,12 +136,12 @@ class ImageData:
 
     @property
     def channels(self) -> int:
-        return self.train.images.shape[1]
+        return self.train.shape[0]
 
     @property
     def image_size(self) -> int:
         """Side in pixels."""
-        return self.train.images.shape[3]
+        return self.train.shape[2]
 
 
 class Batch(NamedTuple):
@@ -143,6 +163,7 @@ class Batches:
         views: independently augmented copies of every image.
         colour: brightness, contrast and saturation vary too (``augment.vary_colour``).
         drop_last: leave out a last, smaller batch, unless it is the only one.
+        workers: processes that read images from files (null: by the number of cores); none are needed here.
     """
 
     def __init__(
@@ -157,6 +178,7 @@ class Batches:
         colour: bool = False,
         drop_last: bool = False,
         device: torch.device | str = "cpu",
+        workers: int | None = None,
     ):
         self.images = images.to(device)
         self.mean = normalisation.mean.to(device).view(1, -1, 1, 1)
@@ -169,22 +191,44 @@ class Batches:
         whole, rest = divmod(len(self.images), self.batch_size)
         return whole + (rest > 0 and not (self.drop_last and whole > 0))
 
-    def iterate(self, generator_seed: int, start: int = 0) -> Iterator[Batch]:
-        """One epoch in the order of ``generator_seed``, from batch ``start`` on; skipped batches are not computed."""
+    def iterate(
+        self,
+        generator_seed: int,
+        start: int = 0,
+        *,
+        stride: int = 1,
+        part: Part | None = None,
+    ) -> Iterator[Batch]:
+        """One epoch in the order of ``generator_seed``, from batch ``start`` on; skipped batches are not computed.
+
+        Args:
+            stride: every so many batches.
+            part: which rows of a batch of so many are wanted (``runner.ranks.Ranks.part``). They get the views that
+                they get in the whole batch.
+        """
+        for rows, wanted in self._rows(generator_seed, start, stride, part):
+            yield self._batch(rows.to(self.images.labels.device), wanted)
+
+    def _rows(self, generator_seed: int, start: int, stride: int, part: Part | None) -> list[tuple[Tensor, slice]]:
+        """Of each batch of an epoch that is wanted: its rows, and which of them are."""
         count = len(self.images)
         if self.shuffle:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(generator_seed))
         else:
             order = torch.arange(count)
-        for batch in range(start, len(self)):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self._batch(rows.to(self.images.labels.device))
+        batches = order.split(self.batch_size)[start : len(self) : stride]
+        return [(rows, WHOLE if part is None else part(len(rows))[0]) for rows in batches]
 
-    def _batch(self, rows: Tensor) -> Batch:
+    def _of_views(self, wanted: slice) -> slice:
+        """The same rows where every image has its views side by side."""
+        return slice(*(None if end is None else end * self.views for end in (wanted.start, wanted.stop)))
+
+    def _batch(self, rows: Tensor, wanted: slice) -> Batch:
+        count, rows = len(rows) * self.views, rows[wanted]
         images = self.images.images[rows]
         if self.views > 1:
             images = images.repeat_interleave(self.views, 0)
-        images = augment(images, self.augmentation, self.colour)
+        images = augment(images, self.augmentation, self.colour, self._of_views(wanted), count)
         images = (images.float() - self.mean) / self.std
         if self.views > 1:
             images = images.unflatten(0, (-1, self.views))
@@ -249,7 +293,7 @@ def assemble(loaded: Loaded, settings: DatasetSettings, limits: Limits) -> Image
         validation=validation,
         test=test,
         class_names=loaded.class_names,
-        normalisation=_normalisation(settings.normalisation, train.images),
+        normalisation=_normalisation(settings.normalisation, train),
         augmentation=settings.augmentation,
     )
     if settings.augmentation.crop_padding >= data.image_size:
@@ -264,10 +308,10 @@ def _subset(images: Images, rows: Tensor) -> Images:
     return images if len(rows) == len(images) else images.take(rows)  # no second copy of a whole set
 
 
-def _normalisation(given: dict[str, list[float]] | None, images: Tensor) -> Normalisation:
+def _normalisation(given: dict[str, list[float]] | None, images: Images) -> Normalisation:
     if given is None:
-        return Normalisation.of(images)
-    channels = images.shape[1]
+        return Normalisation.of(images.images)
+    channels = images.shape[0]
     complete = set(given) == {"mean", "std"} and all(len(values) == channels for values in given.values())
     if not complete or min(given["std"]) <= 0:
         raise UserError(

@@ -1,7 +1,8 @@
 """A command-line experiment runner for machine-learning papers.
 
 From Python: ``runner.run([...overrides])`` runs one experiment, ``runner.results(folder)`` reads finished ones,
-``runner.load(path)`` rebuilds a trained network. They are imported on first use, so that ``import runner`` stays light.
+``runner.load(path)`` rebuilds a trained network. They raise ``runner.UserError``, ``runner.RunFailed`` and
+``runner.StopRequested``. All are imported on first use, so that ``import runner`` stays light.
 """
 
 from pathlib import Path
@@ -19,4 +20,8 @@ def __getattr__(name: str):
         from runner import api
 
         return getattr(api, name)
+    if name in ("UserError", "RunFailed", "StopRequested"):
+        from runner import errors
+
+        return getattr(errors, name)
     raise AttributeError(f"module 'runner' has no attribute {name!r}")

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import torch
 
 from runner import environment, randomness
 from runner.context import Context, Launch
-from runner.errors import RunFailed, StopRequested, UserError
+from runner.errors import LAST_STATE, RunFailed, StopRequested, UserError
 from runner.folder import Locked, RunFolder
 from runner.metrics import MetricsFile
-from runner.observer import RunObserver
+from runner.observer import RunObserver, Silent
 from runner.plan import Plan, plan
 from runner.settings import Settings, build_method, build_section, load_target, roles, validate
 from runner.storage import write_atomic, write_json
@@ -109,6 +109,9 @@ def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cel
     folder = planned.folder
     result = folder.result()
     ran = said = False
+    ranks = parent.ranks
+    if ranks is not None and not ranks.main:
+        return _follow_to_cell(parent, planned)
     while result is None:
         folder.create()
         try:
@@ -116,8 +119,14 @@ def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cel
                 result = folder.result()
                 if result is None:
                     parent.say(f"{as_role}: runs as {planned.name}/{planned.key}")
+                    checked = check(planned)
+                    launch = replace(
+                        parent.launch, ranks=ranks if getattr(checked.method, "distributed", True) else None
+                    )
+                    if launch.ranks is not None:
+                        ranks.share("run")
                     with randomness.preserved():
-                        result = run_locked(check(planned), parent.launch, prefix=f"{as_role}: ")
+                        result = run_locked(checked, launch, prefix=f"{as_role}: ")
                     ran = True
         except Locked as busy:
             if busy.folder != folder.path:
@@ -128,6 +137,8 @@ def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cel
             time.sleep(WAIT_SECONDS)
             if parent.launch.stop_requested():
                 raise StopRequested(f"while waiting for {as_role}") from None
+    if ranks is not None:
+        ranks.share(result)
     if not ran:
         folder.settle()
         parent.say(f"{as_role}: reuses {planned.name}/{planned.key}")
@@ -139,6 +150,29 @@ def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cel
     }
     parent.cells |= {f"{as_role}/{name}": phase for name, phase in result["phases"].items()}
     return Cell(folder.path, result["metrics"], result)
+
+
+def _follow_to_cell(parent: Context, planned: Plan) -> Cell:
+    """``run_cell`` on a rank above 0: rank 0 decides whether there is something to run together."""
+    result = parent.ranks.share()
+    if result == "run":
+        with randomness.preserved():
+            follow_cell(check(planned), parent.launch)
+        result = parent.ranks.share()
+    return Cell(planned.folder.path, result["metrics"], result)
+
+
+def follow_cell(checked: Checked, launch: Launch) -> None:
+    """A rank above 0 through a cell that rank 0 runs by ``run_locked``."""
+    threads_before = torch.get_num_threads()
+    environment.set_threads(launch.ranks.share())
+    ctx = Context(checked.plan.config, checked.settings, checked.plan.folder, launch, Silent())
+    ctx.data  # noqa: B018  rank 0 loads it here too
+    try:
+        checked.method.run(ctx)
+        ctx.durable.finish()
+    finally:
+        torch.set_num_threads(threads_before)
 
 
 def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[str, Any]:
@@ -153,14 +187,23 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
     folder = planned.folder
     before = folder.status()
     code = planned.code()
-    interrupted = any((folder.path / "checkpoints").glob("*.pt"))
+    interrupted, ranks = folder.interrupted(), launch.ranks
+    processes = 1 if ranks is None else ranks.count
+    begun = before.get("processes", 1)
+    if interrupted and begun != processes:
+        raise UserError(
+            f"{folder.path} was begun with {begun} process{'es' * (begun > 1)}, on which its result depends: go on "
+            f"with hardware.processes={begun}, or remove it to begin again"
+        )
     if interrupted and before.get("code", code) != code and not settings.allow_code_change:
         raise UserError(
             f"the code of {planned.config['method']['name']} changed since this run was interrupted, and a resume "
             f"would mix both; allow_code_change=true goes on all the same, or remove {folder.path} to start again"
         )
     threads_before = torch.get_num_threads()
-    threads = environment.set_threads(before.get("threads") or settings.hardware.threads)
+    threads = environment.set_threads(
+        before.get("threads") or settings.hardware.threads or environment.threads_each(processes)
+    )
     attempt = before.get("attempt", 0) + 1
     repository = environment.git_state(Path(__file__).parent.parent)
     started = time.time()
@@ -175,6 +218,7 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         started=before.get("started", started),
         attempt_started=started,
         threads=threads,
+        processes=processes,
         code=code,
     )
     write_atomic(folder.path / "config.yaml", _yaml(planned.config))
@@ -189,6 +233,8 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         key=planned.key,
         config=planned.config,
         name=f"{planned.name}-{settings.scale.name}-seed{settings.seed}",
+        inner=bool(prefix),
+        group=launch.group,
         attempt=attempt,
         offline=settings.offline,
         say=observer.say,
@@ -196,20 +242,25 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
     ctx = Context(planned.config, settings, folder, launch, observer)
     watch = _StatusWriter(folder, observer)
     state = "failed"
-    summary: dict[str, float] = {}
+    told: dict[str, Any] = {}  # W&B's summary
     try:
         if attempt > 1:
             observer.say(f"resumes (attempt {attempt}): {planned.name}/{planned.key}")
         tracker.start()
+        if ranks is not None:
+            ranks.share(threads)
+            ctx.data  # noqa: B018  while all ranks are at the same place
         metrics = checked.method.run(ctx)
         ctx.durable.finish()
         metrics_file.close()
         summary = {name: float(value) for name, value in metrics.items()}
         _check_finite(summary)
         seconds = before.get("seconds", 0.0) + time.time() - started
-        result = _result(checked, ctx, summary, attempt, seconds, threads, repository.commit, repository.dirty, code)
+        hardware = {"threads": threads, "processes": processes}
+        result = _result(checked, ctx, summary, attempt, seconds, hardware, repository.commit, repository.dirty, code)
         write_json(folder.result_path, result)
         state = "done"
+        told = {"seconds": result["seconds"], "profile": ctx.profiles, **summary}
         shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
         (folder.path / "result.previous.json").unlink(missing_ok=True)
         return result
@@ -226,6 +277,11 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         _write_error(folder)
         raise _CellFailed(f"{prefix}{error} ({folder.path / 'error.txt'})") from None
     except Exception as error:
+        if ranks is not None and isinstance(error, RuntimeError) and (lost := ranks.lost()):
+            _write_error(folder, lost)
+            first, *more = lost.splitlines()
+            what = " ".join([first, *more[-1:]])
+            raise _CellFailed(f"{prefix}{what}; {LAST_STATE} ({folder.path / 'error.txt'})") from None
         _write_error(folder)
         text = str(error).strip().splitlines()
         last = f"{type(error).__name__}: {text[0] if text else ''}"
@@ -244,7 +300,7 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
             )
         except OSError as error:
             observer.say(f"status.json cannot be written: {error.strerror}")
-        tracker.finish(summary, state)
+        tracker.finish(told, state)
         torch.set_num_threads(threads_before)
 
 
@@ -254,7 +310,7 @@ def _result(
     metrics: dict[str, float],
     attempt: int,
     seconds: float,
-    threads: int,
+    hardware: dict[str, int],
     commit: str | None,
     dirty: bool,
     code: str,
@@ -264,7 +320,7 @@ def _result(
     result = {
         "method": config["method"]["name"],
         "model": settings.model.name,
-        "dataset": ctx.data.display_name,
+        "dataset": ctx.data.display_name if "data" in vars(ctx) else settings.dataset.name,  # not read only to be named
         "scale": settings.scale.name,
         "seed": settings.seed,
         "key": planned.key,
@@ -283,7 +339,7 @@ def _result(
         "commit": commit,
         "uncommitted_changes": dirty,
         "versions": environment.versions(),
-        "hardware": {**environment.machine(), "device": str(ctx.device), "threads": threads},
+        "hardware": {**environment.machine(), "device": str(ctx.device), **hardware},
     }
     return json.loads(json.dumps(result))
 
@@ -297,8 +353,8 @@ def _check_finite(metrics: Mapping[str, float]) -> None:
             )
 
 
-def _write_error(folder: RunFolder) -> None:
-    text = traceback.format_exc()
+def _write_error(folder: RunFolder, text: str | None = None) -> None:
+    text = text or traceback.format_exc()
     for part in (text, text[-1000:]):  # a disk that is all but full may still take the end, which names the error
         try:
             write_atomic(folder.path / "error.txt", part)

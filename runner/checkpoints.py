@@ -69,8 +69,8 @@ def write(path: Path, payload: dict[str, Any]) -> None:
     write_atomic(path, content + hashlib.sha256(content).digest())
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """The payload, or None when the file is missing, torn or corrupt."""
+def read(path: Path, device: torch.device | None = None) -> dict[str, Any] | None:
+    """The payload, or None when the file is missing, torn or corrupt. Tensors of the first GPU come to ``device``."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -78,7 +78,8 @@ def read(path: Path) -> dict[str, Any] | None:
     body, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         return None
-    return torch.load(io.BytesIO(body), weights_only=True)
+    moved = {"cuda:0": str(device)} if device is not None and device.type == "cuda" and device.index else None
+    return torch.load(io.BytesIO(body), map_location=moved, weights_only=True)
 
 
 def _slug(name: str) -> str:
@@ -89,8 +90,9 @@ def _slug(name: str) -> str:
 class Checkpoints:
     """The folder checkpoints/ of one run."""
 
-    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None], device: torch.device | None = None) -> None:
         self.folder = folder
+        self.device = device
         self.warn = warn
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -101,7 +103,7 @@ class Checkpoints:
     def load_phase(self, name: str) -> dict[str, Any] | None:
         """The stored result of a `once` phase, or None."""
         path = self.folder / f"once.{_slug(name)}.pt"
-        payload = read(path)
+        payload = read(path, self.device)
         if payload is None and path.exists():
             self.warn(f"{path.name} is corrupt; the phase '{name}' is computed again")
         return payload
@@ -117,7 +119,7 @@ class Checkpoints:
     def load_loop(self, name: str) -> dict[str, Any] | None:
         """The newest readable state of a loop, or None."""
         for path in reversed(self._states(name)):
-            payload = read(path)
+            payload = read(path, self.device)
             if payload is not None:
                 return payload
             self.warn(f"{path.name} is corrupt; falling back to the state before it")

@@ -20,7 +20,9 @@ from runner.errors import RunFailed, StopRequested, UserError, nearest
 COMMANDS = {
     "list": "what there is: methods, models, datasets, recipes, scales, tables; wildcards",
     "show": "a method's page: paper, claim, recipe, deviations, tables, how to cite",
+    "table": "a paper's table: runs missing cells, prints measured beside reported, verdicts; exports",
     "runs": "past runs: settings, state, metrics, age, disk; filters such as method=ekg 'accuracy>0.9'",
+    "report": "one HTML page: runs to filter and sort, learning curves, accuracy against cost, tables, differences",
     "compare": "two runs: how config, metrics and code differ",
     "clean": "what could go: old checkpoints, failed runs, leftovers; goes with --yes",
     "evaluate": "the test metrics of a run's network, on its own or another data set",
@@ -49,7 +51,7 @@ Options
 Often used
   method=NAME model=NAME dataset=NAME     `runner list` shows the names
   scale=smoke|desk|paper                  seconds | minutes, a demonstration (the default) | the paper's own protocol
-  hardware=auto|cpu|gpu  tracking=offline|online|none  seed=0  paths.runs=DIR  force=true
+  hardware=auto|cpu|gpu|multi_gpu  tracking=offline|online|none  seed=0  paths.runs=DIR  force=true
 
 A run's last line on standard output is the path of its result.json; everything else goes to standard error.
 Exit codes: 0 done, 2 the request was wrong, 1 the run failed, 75 stopped and resumable by the same command.
@@ -131,8 +133,18 @@ def run(overrides: list[str], config_dirs: Sequence[Path]) -> int:
 
 
 def sweep(overrides: list[str], config_dirs: Sequence[Path]) -> int:
-    """Refuses: one process runs one cell until there is a sweep engine."""
-    raise UserError("-m is not available yet: sweeps come with the sweep engine; run the cells one by one")
+    """Every combination of the overrides' values; prints the path of the sweep's summary.json."""
+    from runner.sweep import SweepOptions, run_sweep
+    from runner.sweep.grid import expand
+
+    options, words = SweepOptions.split(overrides)
+    ended = run_sweep(expand(words, config_dirs), config_dirs=config_dirs, options=options)
+    from runner.sweep.summary import closing_lines
+
+    for line in closing_lines(ended):
+        _say(line)
+    _print(str(ended.summary_path))
+    return ended.exit_code
 
 
 def _print_config(overrides: list[str], options: argparse.Namespace) -> int:

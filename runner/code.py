@@ -26,6 +26,8 @@ LEFT_OUT = (
     "runner.observer",
     "runner.environment",
     "runner.execute",
+    "runner.followers",
+    "runner.trace",
     "runner.cells",
     "runner.plan",
     "runner.key",
@@ -34,6 +36,7 @@ LEFT_OUT = (
     "runner.errors",
     "runner.code",
     "runner.api",
+    "runner.sweep",
 )
 # Imported by name at run time, so that no import statement of a method shows it (see also Plan.code).
 ALWAYS = ("runner.context", "runner.datasets", "runner.models")

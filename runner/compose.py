@@ -64,7 +64,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     overrides = _role_choices(overrides, path)
     _check_words(overrides, path)
     _check_keys(overrides, path)
-    cfg = _hydra_compose(overrides, path)
+    cfg = hydra_compose(overrides, path)
 
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
@@ -178,9 +178,9 @@ def _check_hydra_key(key: str) -> None:
     raise _unknown_key(key.replace("/", "."), known, word=key)
 
 
-def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
+def hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
     """Hydra's composed node, its ``hydra`` section included."""
-    from hydra import compose as hydra_compose
+    from hydra import compose as compose_node
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import OverrideParseException
@@ -194,7 +194,7 @@ def _hydra_compose(overrides: list[str], path: Sequence[Path]) -> Any:
         outer, state.hydra = state.hydra, None  # of a user's Hydra application that calls runner.run
         try:
             with initialize_config_dir(str(path[0]), version_base="1.3"):
-                return hydra_compose("config", [*extra, *words], return_hydra_config=True)
+                return compose_node("config", [*extra, *words], return_hydra_config=True)
         finally:
             GlobalHydra.instance().hydra = outer  # leaving the context made a new instance
 

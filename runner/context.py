@@ -17,7 +17,7 @@ from runner import randomness
 from runner.checkpoints import Checkpoints
 from runner.durable import Durable
 from runner.errors import UserError
-from runner.evaluation import accuracy_and_loss, batch_statistics, classify
+from runner.evaluation import accuracy_and_loss, batch_statistics, classify, in_order
 from runner.folder import RunFolder
 from runner.loop import Loop
 from runner.settings import build_section
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from runner.cells import Cell
     from runner.datasets.images import Batches, ImageData, Images
-    from runner.observer import RunObserver
+    from runner.durable import Observer
     from runner.progress import Progress
+    from runner.ranks import Ranks
     from runner.schema import ModelSettings, Recipe, Scale
     from runner.settings import Settings
 
@@ -42,14 +43,16 @@ class Launch:
     progress: Progress
     stop_requested: Callable[[], bool]
     search_path: Sequence[Path]  # where configs of methods are found, the user's included
+    ranks: Ranks | None = None  # None: one process
     announced: set[str] = field(default_factory=set)  # lines that cells would repeat
+    group: str | None = None  # W&B's name for the sweep or table
 
 
 class Context:
     """The one argument of ``run(self, ctx)``. Verbs are documented where they are defined in ``Durable``."""
 
     def __init__(
-        self, config: Mapping[str, Any], settings: Settings, folder: RunFolder, launch: Launch, observer: RunObserver
+        self, config: Mapping[str, Any], settings: Settings, folder: RunFolder, launch: Launch, observer: Observer
     ) -> None:
         self.config = config
         self.settings = settings
@@ -67,7 +70,7 @@ class Context:
         self.durable = Durable(
             seed=self.seed,
             device=self.device,
-            checkpoints=Checkpoints(folder.path / "checkpoints", observer.say),
+            checkpoints=Checkpoints(folder.path / "checkpoints", observer.say, device=launch.device),
             observer=observer,
             every_seconds=settings.checkpoint.every_seconds,
             log_every=settings.tracking.every_steps,
@@ -75,7 +78,13 @@ class Context:
             max_epochs=self.scale.max_epochs,
             max_steps=self.scale.max_steps,
             stop_requested=launch.stop_requested,
+            ranks=launch.ranks,
         )
+        self._writes = launch.ranks is None or launch.ranks.main
+        if settings.profile and self._writes:
+            from runner.trace import Trace
+
+            self.durable.trace = Trace(folder.path / "artifacts" / "trace", observer.say)
 
     # ---- durable verbs ---------------------------------------------------------------------------------------------
 
@@ -110,7 +119,7 @@ class Context:
         from runner.datasets.images import Normalisation
         from runner.models import describe_model, weights_origin
 
-        with randomness.stream(self.seed, "data"):
+        with self._in_turn(), randomness.stream(self.seed, "data"):
             data = load_data(
                 self.settings.dataset,
                 self.scale,
@@ -150,11 +159,8 @@ class Context:
         drop_last: bool = False,
     ) -> Batches:
         """Normalised batches of (images (B,C,H,W), or (B,V,C,H,W) for several views; labels (B,); index (B,))."""
-        from runner.datasets.images import Batches
-
         images = self.split(split)
-        return Batches(
-            images,
+        return images.batches(
             self.data.normalisation,
             min(batch_size, max(len(images), 1)),
             shuffle=shuffle,
@@ -163,6 +169,7 @@ class Context:
             colour=colour,
             drop_last=drop_last,
             device=self.device,
+            workers=self.settings.hardware.workers,
         )
 
     # ---- networks --------------------------------------------------------------------------------------------------
@@ -171,7 +178,8 @@ class Context:
         """The config's network, or that of the section ``role``: freshly initialised from its own random stream, or
         with ``model.weights``."""
         settings = self.role_model(role)
-        with randomness.stream(self.durable.seeds.initialisation, *filter(None, ["model", role]), self._next("model")):
+        names = [*filter(None, ["model", role]), self._next("model")]
+        with self._in_turn(), randomness.stream(self.durable.seeds.initialisation, *names):
             return self._placed(self._built(settings))
 
     def blank_model(self, role: str | None = None) -> nn.Module:
@@ -217,25 +225,27 @@ class Context:
         fields: Mapping[str, Any],
         *,
         recipe: Mapping[str, Any] | None = None,
+        seed: int | None = None,
         role: str | None = None,
     ) -> Cell:
         """Another method as a run of its own key: reused when it is done, else run now (or waited for).
 
         It inherits model, dataset, scale, precision, seed and the role sections; ``fields`` are its hyperparameters,
-        ``recipe`` replaces this run's recipe.
+        ``recipe`` and ``seed`` replace this run's.
         """
         from runner.cells import run_cell
         from runner.plan import cell_config
 
-        return run_cell(
-            self, cell_config(self.config, method, fields, recipe, self.launch.search_path), as_role=role or method
-        )
+        config = cell_config(self.config, method, fields, recipe, seed, self.launch.search_path)
+        return run_cell(self, config, as_role=role or method)
 
     def save_model(self, model: nn.Module) -> None:
         """Writes the product: artifacts/model/ with weights, architecture and an exported program."""
         from runner.models import architecture_of
         from runner.product import save_model
 
+        if not self._writes:
+            return
         architecture = architecture_of(
             self.settings.model,
             num_classes=self.data.num_classes,
@@ -257,6 +267,11 @@ class Context:
         if self.product.get("warning"):
             self.say(f"warning: {self.product['warning']}")
 
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that run this method together; None where it is one."""
+        return self.durable.ranks
+
     def autocast(self) -> AbstractContextManager:
         """Mixed precision as ``precision`` says; nothing at float32."""
         if self.config["precision"] == "float32":
@@ -272,10 +287,15 @@ class Context:
 
         Args:
             batch_statistics: normalise with each batch's statistics instead of the moving averages (updates nothing).
-            record: write artifacts/test_scores.npz (index, label, score, prediction); default: on the test split.
+            record: write artifacts/test_scores.npz; default: on the test split. Its arrays: index, label, prediction,
+                score (1 where it is right, else 0), log_likelihood (of the label, nats).
         """
-        rows = self._stored(f"evaluate {split}", lambda: self._classify(model, split, batch_statistics))
-        if record if record is not None else split == "test" and not batch_statistics:
+        rows = self._stored(
+            f"evaluate {split}", lambda: self._classify(model, split, batch_statistics), on_all_ranks=True
+        )
+        if record is None:
+            record = split == "test" and not batch_statistics
+        if record and self._writes:
             self._write_scores(rows)
         return accuracy_and_loss(rows)
 
@@ -297,13 +317,19 @@ class Context:
     # ---- outputs ---------------------------------------------------------------------------------------------------
 
     def artifact(self, name: str) -> Path:
-        """A place under artifacts/ for a file that the method writes (atomically, see ``runner.storage``)."""
-        path = self.folder.path / "artifacts" / name
+        """A place under artifacts/ for a file that the method writes (atomically, see ``runner.storage``).
+
+        Every rank writes; what ranks above 0 write is thrown away when the run ends.
+        """
+        folder = self.folder.path / "artifacts"
+        path = (folder if self._writes else self.launch.ranks.thrown_away / self.folder.path.name) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def figure(self, name: str, figure: Figure) -> None:
         """Saves a matplotlib figure as figures/NAME.png and .pdf."""
+        if not self._writes:
+            return
         folder = self.folder.path / "figures"
         folder.mkdir(exist_ok=True)
         for kind in ("png", "pdf"):
@@ -323,6 +349,9 @@ class Context:
             offline=self.config["offline"],
         )
 
+    def _in_turn(self) -> AbstractContextManager:
+        return nullcontext() if self.ranks is None else self.ranks.main_first()
+
     def _placed(self, network: nn.Module) -> nn.Module:
         layout = torch.channels_last if self.recipe.channels_last else torch.preserve_format
         return network.to(self.device, memory_format=layout)
@@ -339,26 +368,37 @@ class Context:
         self._numbered[name] = self._numbered.get(name, -1) + 1
         return self._numbered[name]
 
-    def _stored(self, name: str, compute: Callable[[], Any]) -> Any:
+    def _stored(self, name: str, compute: Callable[[], Any], *, on_all_ranks: bool = False) -> Any:
         """Between loops a measurement is a phase of its own, not computed again after a kill; inside one it is not."""
         if self.durable.busy:
             with randomness.stream(self.seed, name):
-                return compute()
+                if self.ranks is None or on_all_ranks:
+                    return compute()
+                return self.ranks.share(compute() if self.ranks.main else None)
         number = self._next(name)
-        return self.durable.once(name if number == 0 else f"{name} {number + 1}", compute)
+        name = name if number == 0 else f"{name} {number + 1}"
+        return self.durable.once(name, compute, on_all_ranks=on_all_ranks)
 
     def _classify(self, model: nn.Module, split: str, use_batch_statistics: bool) -> dict[str, torch.Tensor]:
         images = self.split(split)
         batches = self.batches(images, self.recipe.evaluation_batch_size, shuffle=False, augment=False)
-        statistics = batch_statistics(model) if use_batch_statistics else nullcontext()
-        with statistics:
-            rows = classify(model, batches.iterate(0), self.autocast())
+        ranks = self.ranks
+        if ranks is not None:
+            ranks.same_buffers(model)
+        rank, count = (0, 1) if ranks is None else (ranks.rank, ranks.count)
+        rows = None
+        if rank < len(batches) or ranks is None:  # whole batches: with batch statistics an example depends on its batch
+            with batch_statistics(model) if use_batch_statistics else nullcontext():
+                rows = classify(model, batches.iterate(0, rank, stride=count), self.autocast())
+        if ranks is not None:
+            rows = in_order(part for part in ranks.gather(rows) if part is not None)
         rows["index"] = images.index.cpu()[rows["index"]]
         return rows
 
     def _write_scores(self, rows: dict[str, torch.Tensor]) -> None:
         arrays = {name: rows[name].numpy() for name in ("index", "label", "prediction")}
         arrays["score"] = (rows["prediction"] == rows["label"]).numpy().astype("float32")
+        arrays["log_likelihood"] = -rows["loss"].numpy().astype("float32")
 
         def write(path: Path) -> None:
             with path.open("wb") as file:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
@@ -21,6 +21,10 @@ from runner.errors import RunFailed, StopRequested
 from runner.loop import Loop
 from runner.schema import Seeds
 from runner.tracked import check_trackable, read_state, write_state
+
+if TYPE_CHECKING:
+    from runner.ranks import Ranks
+    from runner.trace import Trace
 
 Result = TypeVar("Result")
 
@@ -53,6 +57,7 @@ class Durable:
         max_epochs: int | None = None,
         max_steps: int | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.seed = seed
         self.seeds = (seeds or Seeds()).filled(seed)
@@ -64,6 +69,8 @@ class Durable:
         self.max_epochs = max_epochs
         self.max_steps = max_steps
         self.stop_requested = stop_requested
+        self.ranks = ranks  # None: one process
+        self.trace: Trace | None = None
         self.phases: dict[str, dict[str, Any]] = {}  # of the outermost verbs: seconds over all attempts
         self._tracked: dict[str, Any] = {}
         self._stack: list[Loop | str] = []
@@ -96,13 +103,15 @@ class Durable:
         """Resumable iteration; see ``Loop``. ``source``: a number of steps, batches, or None with ``until``."""
         return Loop(self, name, source, epochs=epochs, until=until)
 
-    def once(self, name: str, compute: Callable[[], Result]) -> Result:
+    def once(self, name: str, compute: Callable[[], Result], *, on_all_ranks: bool = False) -> Result:
         """Runs ``compute`` in its own random stream and stores the result; after a kill it is read, not computed.
 
         The result holds tensors, numbers, text and plain containers. ``compute`` must not change tracked state.
+        Among several ranks rank 0 computes, as if it were alone, and the others get its result; with ``on_all_ranks``
+        all compute it together, to one result.
         """
         path = self.enter_name(name)
-        stored = self.checkpoints.load_phase(path)
+        stored = self.stored(self.checkpoints.load_phase, path)
         if stored is not None:
             self.skipped(stored)
             self.note_seconds(path, stored["seconds"])
@@ -110,20 +119,44 @@ class Durable:
         self.going_live()
         started = time.monotonic()
         self.observer.phase(path, None)
+        ranks = self.ranks
+        if ranks is None or on_all_ranks:
+            value = self._compute(path, compute)
+        elif ranks.main:
+            self.ranks = None  # inside, every verb is one process's
+            try:
+                value = self._compute(path, compute)
+            finally:
+                self.ranks = ranks
+        else:
+            return self._result_of_main(path)
+        seconds = time.monotonic() - started
+        payload = {"value": value, "seconds": seconds, "metrics_position": self.observer.position()}
+        if ranks is None or ranks.main:
+            self.checkpoints.save_phase(path, payload)
+        self.note_seconds(path, seconds)
+        self.observer.end_phase(seconds)
+        self._stop_after(path)
+        return decode(value)
+
+    def _compute(self, path: str, compute: Callable[[], Any]) -> Any:
         self._stack.append(path)
         try:
             with randomness.stream(self.seed, path):
-                value = encode(compute(), f"the result of '{path}'")
+                return encode(compute(), f"the result of '{path}'")
         finally:
             self._stack.pop()
-        seconds = time.monotonic() - started
-        payload = {"value": value, "seconds": seconds, "metrics_position": self.observer.position()}
-        self.checkpoints.save_phase(path, payload)
-        self.note_seconds(path, seconds)
-        self.observer.end_phase(seconds)
-        if self.stop_requested():
+
+    def _result_of_main(self, path: str) -> Any:
+        self._stop_after(path)  # rank 0 comes here when the result is stored
+        return decode(self.checkpoints.load_phase(path)["value"])
+
+    def _stop_after(self, path: str) -> None:
+        stop = self.stop_requested()
+        if self.ranks is not None:
+            stop, _ = self.ranks.agree(stop, False)
+        if stop:
             raise StopRequested(f"after phase '{path}'")
-        return decode(value)
 
     def log(self, **values: float | torch.Tensor) -> None:
         """Records values of the current step; tensors are read only when they are written or checked."""
@@ -163,15 +196,41 @@ class Durable:
         depth = len(self._stack)
         self._stack.append(loop)
         state = randomness.capture()
+        if self.trace is not None:
+            self.trace.begin(loop)
         try:
             yield
         finally:
+            if self.trace is not None:
+                self.trace.end(loop)
             del self._stack[depth:]
+            randomness.restore(state)
+
+    def stored(self, read: Callable[[str], dict[str, Any] | None], path: str) -> dict[str, Any] | None:
+        """What ``read`` finds under ``path``; all ranks take what rank 0 found."""
+        if self.ranks is None:
+            return read(path)
+        record = read(path) if self.ranks.main else None
+        found = self.ranks.share(record is not None)
+        return record if self.ranks.main or not found else read(path)
+
+    def restore_random(self, loop: Loop, state: dict[str, Any]) -> None:
+        """Puts back the random state of a loop's record, each rank its own."""
+        if loop.parts is not None:
+            loop.parts.restore_random(state)
+        else:
             randomness.restore(state)
 
     def save(self, loop: Loop, *, finished: bool) -> None:
         """Stores where ``loop`` stands, all tracked and random state."""
         self._check_finite(loop)
+        random = randomness.capture() if loop.parts is None else loop.parts.random_state()
+        if self.ranks is not None:
+            for name, item in self._tracked_modules():
+                self.ranks.check_equal(name, item)
+            if not self.ranks.main:
+                self._last_save = time.monotonic()
+                return
         self.checkpoints.save_loop(
             loop.path,
             {
@@ -181,7 +240,7 @@ class Durable:
                 "offset": loop.offset,
                 "seconds": loop.seconds(),
                 "state": {name: read_state(name, item) for name, item in self._tracked.items()},
-                "random": randomness.capture(),
+                "random": random,
                 "metrics_position": self.observer.position(),
             },
         )
@@ -201,15 +260,20 @@ class Durable:
         if loop.pending and (write or loop.position % self.log_every == 0):
             self.write_pending(loop)
         self.observer.advance(loop.position, loop.shown)
+        if self.trace is not None:
+            self.trace.after_step(loop)
         stop = self.stop_requested()
-        if stop or time.monotonic() - self._last_save >= self.every_seconds:
+        due = time.monotonic() - self._last_save >= self.every_seconds
+        if self.ranks is not None:
+            stop, due = self.ranks.agree(stop, due)
+        if stop or due:
             self.save(loop, finished=False)
         if stop:
             raise StopRequested(f"in '{loop.path}' at step {loop.position}")
 
     def write_pending(self, loop: Loop) -> None:
         """Writes the values logged in the last step."""
-        loop.shown = _floats(loop.pending)
+        loop.shown = self._read(loop, loop.pending)
         loop.pending = {}
         self.observer.write(loop.path, loop.position, loop.shown)
         self._check_finite(loop)
@@ -219,7 +283,12 @@ class Durable:
         if loop.pending:
             self.write_pending(loop)
         outermost = len(self._stack) == 1
-        if outermost or time.monotonic() - self._last_save >= self.every_seconds:
+        due = outermost or time.monotonic() - self._last_save >= self.every_seconds
+        if self.ranks is not None:
+            _, due = self.ranks.agree(False, due)
+            for _, item in self._tracked_modules() if loop.parts is not None else ():
+                self.ranks.same_buffers(item)  # a resume finds rank 0's too
+        if due:
             self.save(loop, finished=True)
         if outermost:
             self.phases[loop.path] = {"seconds": round(loop.seconds(), 3)}
@@ -244,12 +313,22 @@ class Durable:
         if not self._stack:
             self.phases[path] = {"seconds": round(seconds, 3)}
 
+    def _tracked_modules(self) -> list[tuple[str, torch.nn.Module]]:
+        return [(name, item) for name, item in self._tracked.items() if isinstance(item, torch.nn.Module)]
+
+    def _read(self, loop: Loop, values: dict[str, Any]) -> dict[str, float]:
+        """Logged values as numbers: of parts of a batch, those of the whole batch."""
+        return _floats(values) if loop.parts is None else self.ranks.averages(values, loop.share)
+
     def _check_finite(self, loop: Loop) -> None:
         for values in (loop.pending, loop.shown):
             loss = values.get("loss")
-            if loss is not None and not math.isfinite(float(loss)):
+            if loss is None:
+                continue
+            loss = self._read(loop, {"loss": loss})["loss"]
+            if not math.isfinite(loss):
                 raise RunFailed(
-                    f"the loss of '{loop.path}' is {float(loss)} at step {loop.position}; the last good state is kept. "
+                    f"the loss of '{loop.path}' is {loss} at step {loop.position}; the last good state is kept. "
                     "A smaller recipe.optimizer.learning_rate or recipe.gradient_clip is the usual cure"
                 )
 

@@ -44,7 +44,7 @@ def machine() -> dict[str, Any]:
         "host": socket.gethostname(),
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
@@ -62,7 +62,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -157,6 +158,11 @@ def set_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
+def threads_each(processes: int) -> int | None:
+    """CPU threads for each of several processes that share this machine; None (torch's choice) for one."""
+    return None if processes == 1 else max(1, usable_cores() // processes)
+
+
 def hardware_summary(device: torch.device) -> str:
     """One line for the screen: the device, its name and memory, and the CPU threads in use."""
     import torch
@@ -168,4 +174,4 @@ def hardware_summary(device: torch.device) -> str:
         return f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {cpu}"
     if device.type == "mps":
         return f"mps: Apple GPU, {cpu}"
-    return f"cpu: {_processor()}, {cpu} of {_usable_cores()} cores"
+    return f"cpu: {_processor()}, {cpu} of {usable_cores()} cores"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LAST_STATE = "the last saved state is kept, the same command goes on from it"
+
 
 class UserError(Exception):
     """The request was wrong: one short message (what, where it was set, nearest valid names, the cure); exit code 2."""

@@ -47,6 +47,9 @@ def fit(
     With ``accumulation`` k, each group of k batches (fewer at the end of an epoch) makes one optimizer step along the
     gradient of its mean loss; the schedule counts optimizer steps. Batch normalisation sees the single batches.
 
+    Among several ranks each computes on its part of every batch, and the gradient is that of the mean over the whole
+    batch; batch normalisation sees the parts (moving averages are rank 0's), and mixing pairs images of a part.
+
     Args:
         loss: called with the first of (images, labels, index) that it takes; returns a scalar tensor to minimise.
             labels are class numbers (B,) int64, or with ``mixup`` or ``cutmix`` probabilities (B, classes); the
@@ -77,6 +80,8 @@ def fit(
 
     names = list(inspect.signature(loss).parameters)
     arguments = len([item for item in names if item != "epoch"])
+    if ctx.ranks is not None:
+        loss = ctx.ranks.parallel(loss, model, parameters)
     model.train()
     optimizer.zero_grad(set_to_none=True)  # of what came before; after a kill the loop puts a group's own back
     loop = ctx.loop(name, batches, epochs=recipe.epochs)
@@ -98,7 +103,8 @@ def fit(
             images = images.contiguous(memory_format=torch.channels_last)
         with ctx.autocast():
             value = loss(*(images, *rest)[:arguments], **({"epoch": loop.epoch} if "epoch" in names else {}))
-        (value if size == 1 else value / size).backward()
+        part = value if loop.share == 1 else value * loop.share
+        (part if size == 1 else part / size).backward()
         if place + 1 == size:
             if recipe.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)

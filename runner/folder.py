@@ -95,6 +95,10 @@ class RunFolder:
         for name in ("checkpoints", "artifacts", "figures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
+    def interrupted(self) -> bool:
+        """Whether there is stored state from which a run goes on."""
+        return any((self.path / "checkpoints").glob("*.pt"))
+
     def settle(self) -> None:
         """Does what a kill after the result was written left undone: state says done, checkpoints and lock go."""
         left = (self.path / name for name in ("checkpoints", "lock.json"))

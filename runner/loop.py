@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -13,6 +14,9 @@ from runner import randomness
 
 if TYPE_CHECKING:
     from runner.durable import Durable
+    from runner.ranks import Parts
+
+    Part = Callable[[int], tuple[slice, float]]
 
 
 class Loop:
@@ -28,6 +32,10 @@ class Loop:
       DataLoader; tensors are moved to the device. Every epoch starts from a random stream of its own, so skipping to
       the middle of one after a kill gives the batches that would have come. A re-iterable draws its order from that
       stream too, so ``seeds.order`` varies only what has ``iterate``.
+
+    Among several ranks a loop over batches yields this rank's part of each, and ``share`` is its size in units of
+    batch size / ranks (1.0 where it divides): a mean over the part, times ``share``, averaged over the ranks, is the
+    mean over the batch. A re-iterable is read whole by every rank. Loops over numbers run alike on all ranks.
 
     Leaving by ``break`` is allowed: after a kill the steps since the last saved state are run again, to the same end.
     """
@@ -55,8 +63,14 @@ class Loop:
         self.epoch_ends = False
         self.pending: dict[str, Any] = {}  # logged in this step, not yet read
         self.shown: dict[str, float] = {}  # last values read
+        self.parts: Parts | None = None  # of batches that ranks share
         self._seconds_before = 0.0
         self._started = 0.0
+
+    @property
+    def share(self) -> float:
+        """Of the last batch, what this rank has."""
+        return 1.0 if self.parts is None else self.parts.share
 
     def seconds(self) -> float:
         """Time spent in the loop over all attempts."""
@@ -65,7 +79,7 @@ class Loop:
     def __iter__(self) -> Iterator[Any]:
         durable = self.durable
         self.path = durable.enter_name(self.name)
-        record = durable.checkpoints.load_loop(self.path)
+        record = durable.stored(durable.checkpoints.load_loop, self.path)
         if record is not None:
             durable.skipped(record)
             durable.restore(record)
@@ -88,10 +102,10 @@ class Loop:
                 continue
             items = self._epoch_items()
             if record is not None:
-                randomness.restore(record["random"])
+                durable.restore_random(self, record["random"])
                 record = None
             while self.epoch_length is None or self.offset < self.epoch_length:
-                if self.until is not None and self.until():
+                if self.until is not None and self._enough():
                     return
                 item = next(items, _END)
                 if item is _END:
@@ -105,6 +119,11 @@ class Loop:
             self.epoch += 1
             self.offset = 0
 
+    def _enough(self) -> bool:
+        """What ``until`` says; among ranks what it says on rank 0."""
+        ranks = self.durable.ranks
+        return self.until() if ranks is None else ranks.agree(False, self.until())[1]
+
     def _epoch_items(self) -> Iterator[Any]:
         """What the current epoch yields from the current offset on; leaves the epoch's own random stream running."""
         seeds = self.durable.seeds
@@ -113,12 +132,33 @@ class Loop:
         randomness.seed_everything(randomness.stream_seed(drawn, self.path, "epoch", self.epoch))
         if numbers:
             return count(self.position) if self.source is None else iter(range(self.offset, self.source))
-        order = randomness.stream_seed(seeds.order, self.path, "order", self.epoch)
+        if self.durable.ranks is None:
+            return self._batches(None)
+        from runner.ranks import Parts
+
+        own = randomness.stream_seed(seeds.augmentation, self.path, "epoch", self.epoch)
+        self.parts = Parts(self.durable.ranks, own, self._batches)
+        return self.parts
+
+    def _batches(self, part: Part | None) -> Iterator[Any]:
+        """The batches of the current epoch from the current offset on, or the part of each that a rank has."""
+        order = randomness.stream_seed(self.durable.seeds.order, self.path, "order", self.epoch)
         if hasattr(self.source, "iterate"):
-            return iter(self.source.iterate(order, self.offset))
-        items = iter(self.source)
-        for _ in range(self.offset):
-            next(items, None)
+            if part is None:
+                return iter(self.source.iterate(order, self.offset))
+            if "part" in inspect.signature(self.source.iterate).parameters:
+                return iter(self.source.iterate(order, self.offset, part=part))
+            items = iter(self.source.iterate(order, self.offset))
+        else:
+            items = iter(self.source)
+            for _ in range(self.offset):
+                next(items, None)
+        if part is not None:
+            from runner.ranks import cut
+
+            items = (cut(item, part) for item in items)
+        if hasattr(self.source, "iterate"):
+            return items
         device = self.durable.device
         return (_moved(item, device) for item in items)
 

@@ -12,6 +12,20 @@ if TYPE_CHECKING:
     from runner.progress import Progress
 
 
+class Silent:
+    """An observer, and a display, of a rank above 0: rank 0 reports for all."""
+
+    def phase(self, name: str, total: int | None) -> None: ...
+    def advance(self, step: int, values: dict[str, float]) -> None: ...
+    def end_phase(self, seconds: float) -> None: ...
+    def say(self, text: str) -> None: ...
+    def write(self, phase: str, step: int, values: dict[str, float]) -> None: ...
+    def rewind(self, position: int) -> None: ...
+
+    def position(self) -> int:
+        return 0
+
+
 class RunObserver:
     """Reports one run. A cell inside it has an observer of its own that shares the display."""
 

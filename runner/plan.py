@@ -72,6 +72,24 @@ def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
                 found[f"{prefix}dataset.path"] = content
         if model.get("weights"):
             found[f"{prefix}model.weights"] = weights_fingerprint(model, f"{prefix}model.weights")
+    found |= _stored_runs(config["method"])
+    return found
+
+
+def _stored_runs(method: Mapping[str, Any]) -> dict[str, str]:
+    """For a method on stored results: the content of ``runs`` (folders) and ``example_properties`` (a CSV file)."""
+    found: dict[str, str] = {}
+    runs, properties = method.get("runs"), method.get("example_properties")
+    if isinstance(runs, list) and runs and all(isinstance(item, str) for item in runs):
+        from runner.statistics.stored import fingerprint
+
+        found["method.runs"] = fingerprint(runs)
+    if isinstance(properties, str):
+        from runner.datasets import files
+
+        if not Path(properties).expanduser().is_file():
+            raise UserError(f"method.example_properties: there is no file '{properties}'")
+        found["method.example_properties"] = files.fingerprint(Path(properties).expanduser())
     return found
 
 
@@ -120,12 +138,16 @@ def cell_config(
     method: str,
     fields: Mapping[str, Any],
     recipe: Mapping[str, Any] | None,
+    seed: int | None,
     search_path: Sequence[Path],
 ) -> dict[str, Any]:
-    """The config of another method as a cell: model, dataset, scale, precision, seed and roles as here."""
+    """The config of another method as a cell: model, dataset, scale, precision, roles, and without others seed and
+    recipe as here."""
     changes = {"method": {**_method_section(method, search_path), **fields}}
     if recipe is not None:
         changes["recipe"] = dict(recipe)
+    if seed is not None:
+        changes["seed"] = seed
     return {**config, **changes}
 
 

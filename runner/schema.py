@@ -143,6 +143,10 @@ class Hardware:
     name: str
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Positive | None  # null: torch's choice at the first start; a resume reuses the stored count
+    workers: NotNegative | None = None  # processes that read image files; null: by the number of cores; 0: none
+    processes: Positive | None = 1  # that share each batch, a device each; null: all GPUs; a resume needs the same
+    backend: Literal["auto", "nccl", "gloo"] = "auto"  # of what the processes exchange; auto: nccl on GPUs, else gloo
+    slots: Positive | list[NotNegative] | None = None  # of a sweep: cells at once on the CPU, or GPU indices
 
 
 @dataclass(kw_only=True)

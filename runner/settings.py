@@ -56,6 +56,11 @@ class Settings:
     force: bool
     allow_code_change: bool
     offline: bool
+    debug: bool = False
+    profile: bool = False
+    retries: schema.NotNegative = 0
+    fail_fast: bool = False
+    stop_after: schema.NotNegative = 3
     seeds: schema.Seeds = field(default_factory=schema.Seeds)
     method: dict[str, Any] = field(default_factory=dict)
 
@@ -72,13 +77,13 @@ def validate(config: dict[str, Any], origin: Origin | None = None) -> Settings:
         if key not in names:
             if not isinstance(value, dict) or not ROLE_KEYS & set(value):
                 raise _unknown(key, key, names, origin)
-            _build(Role, value, key, origin)
-    return _build(Settings, known, "", origin)
+            build(Role, value, key, origin)
+    return build(Settings, known, "", origin)
 
 
 def build_section(name: str, values: dict[str, Any], origin: Origin | None = None) -> Any:
     """One section of runner.schema.SECTIONS from plain values. Raises UserError."""
-    return _build(schema.SECTIONS[name], values, name, origin)
+    return build(schema.SECTIONS[name], values, name, origin)
 
 
 def build_method(config: dict[str, Any], method_class: type, origin: Origin | None = None) -> Any:
@@ -88,7 +93,7 @@ def build_method(config: dict[str, Any], method_class: type, origin: Origin | No
     annotations; a ValueError from ``__post_init__`` is reported with the key path. Raises UserError.
     """
     values = {key: value for key, value in config["method"].items() if key not in ("name", "target")}
-    return _build(method_class, values, "method", origin)
+    return build(method_class, values, "method", origin)
 
 
 def load_target(target: str, key: str = "method.target") -> Any:
@@ -128,7 +133,8 @@ def _missing_module(key: str, target: str, module_name: str, missing: str) -> st
     return f"{key}: {module_name} needs '{missing}', which is not installed: {cure}"
 
 
-def _build(cls: type, values: dict[str, Any], prefix: str, origin: Origin | None) -> Any:
+def build(cls: type, values: dict[str, Any], prefix: str, origin: Origin | None) -> Any:
+    """A dataclass from plain values, checked by its annotations. Raises UserError naming the key below ``prefix``."""
     from pydantic import TypeAdapter, ValidationError
     from pydantic_core import to_json
 
@@ -143,6 +149,10 @@ def _build(cls: type, values: dict[str, Any], prefix: str, origin: Origin | None
 
 
 def _check_keys(annotation: Any, value: Any, path: str, origin: Origin | None) -> None:
+    item = _item(annotation)
+    if item is not None and isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_keys(item, inner, f"{path}.{key}" if isinstance(value, dict) else f"{path}[{key}]", origin)
     for cls in _dataclasses(annotation):
         if not isinstance(value, dict):
             continue
@@ -161,6 +171,14 @@ def _dataclasses(annotation: Any) -> list[type]:
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
         return [cls for inner in get_args(annotation) for cls in _dataclasses(inner)][:1]
     return []
+
+
+def _item(annotation: Any) -> Any:
+    """What a list or a mapping holds; None for anything else."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Annotated, Union, types.UnionType):
+        return next((found for inner in arguments if (found := _item(inner)) is not None), None)
+    return arguments[-1] if origin in (list, dict) and arguments else None
 
 
 def _unknown(key: str, full: str, valid: set[str], origin: Origin | None) -> UserError:

@@ -48,6 +48,8 @@ class Tracker:
         config: the resolved config.
         name: of the W&B run unless the user gives one; carries the scale.
         group: the sweep or table that this run is a cell of, or None. A cell takes no WANDB_RUN_ID, which all share.
+        inner: started by another run of this process (its baseline, its search): the id and the name that the user
+            gave are the other run's.
         attempt: 1 for a fresh start, which gets a new id; more for a resume.
         offline: no network access at all.
         say: shows one line.
@@ -62,6 +64,7 @@ class Tracker:
         config: dict[str, Any],
         name: str,
         group: str | None = None,
+        inner: bool = False,
         attempt: int = 1,
         offline: bool = False,
         say: Callable[[str], None],
@@ -78,14 +81,15 @@ class Tracker:
             say("W&B: offline=true forbids the network; this run is recorded offline")
         self._about: dict[str, Any] = {
             **chosen,
-            "name": chosen["name"] or name,
+            "name": (not inner and chosen["name"]) or name,
             "group": chosen["group"] or group,
             "config": {**config, "key": key, "attempt": attempt},
             "pid": os.getpid(),
             "state": "running",
         }
         self._attempt = attempt
-        self._new_id = (group is None and os.environ.get("WANDB_RUN_ID")) or f"{key}-{secrets.token_hex(3)}"
+        given = None if inner or group is not None else os.environ.get("WANDB_RUN_ID")
+        self._new_id = given or f"{key}-{secrets.token_hex(3)}"
 
     def start(self) -> None:
         """Writes what a later sync needs; online, begins to forward. metrics.jsonl exists already, cut to its state."""
@@ -98,7 +102,8 @@ class Tracker:
             if self._attempt > 1 and path.exists():
                 before = json.loads(path.read_text())
             else:
-                (path.parent / "forwarded").unlink(missing_ok=True)
+                for name in ("forwarded", "forwarded_figures.json"):
+                    (path.parent / name).unlink(missing_ok=True)
             self._about["id"] = before.get("id") or self._new_id
             self._write_about()
             if self.mode == "online":
@@ -108,14 +113,15 @@ class Tracker:
 
     def finish(
         self,
-        summary: dict[str, float],
+        summary: dict[str, Any],
         state: Literal["done", "failed", "stopped"],
         limit_seconds: float = FINISH_SECONDS,
     ) -> None:
         """Call it last, when metrics.jsonl is flushed and the results are on disk.
 
-        Sends the rest and the summary, or writes the offline run and shows the command that syncs it. A stopped run
-        writes no offline run: its resume will. Takes ``limit_seconds`` at most, and 20 s more a MB to be written.
+        Sends the rest, the figures and the summary (nested as given), or writes the offline run and shows the command
+        that syncs it. A stopped run writes no offline run: its resume will. Takes ``limit_seconds`` at most, and 20 s
+        more a MB to be written.
         """
         if self.mode == "none" or "id" not in self._about:
             return

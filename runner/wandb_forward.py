@@ -10,11 +10,13 @@ for the runner are JSON lines on standard output: {"url"}, {"folder"}, {"error"}
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -78,7 +80,10 @@ class Translator:
 
 
 def forward(folder: Path, mode: str, ended: threading.Event, tell: Any) -> None:
-    """Sends all rows that were not sent before, then the final metrics."""
+    """Sends all rows that were not sent before, the figures that are new or changed, then the final metrics.
+
+    W&B counts its relative time from the moment of sending; the wall time of every row is its own.
+    """
     description = folder / "wandb" / "run.json"
     about = json.loads(description.read_text())
     # W&B's own log of its service belongs in the run folder too.
@@ -128,14 +133,72 @@ def forward(folder: Path, mode: str, ended: threading.Event, tell: Any) -> None:
             run.define_metric(f"{series}/*", step_metric=f"{series}/step")
         if count > sent:
             run.log(values)
+    known_figures = folder / "wandb" / "forwarded_figures.json"  # name -> sha256 of those on the server
+    before = json.loads(known_figures.read_text()) if online and known_figures.exists() else {}
+    digests = log_figures(run, folder / "figures", before)
     about = json.loads(description.read_text())  # now with the end of the run, unless it was killed
     run.summary.update(about.get("summary") or {})
     piece = Path(run.dir).parent
     run.finish(exit_code=0 if about.get("state") == "done" else 1)
+    wandb.teardown()  # its service writes the file to the end
     if online:  # only now is it known that they arrived; to send some twice is better than to leave some out
+        known_figures.write_text(json.dumps(digests))
         counter.write_text(str(max(count, sent)))
-    else:
+    elif is_whole(piece / f"run-{about['id']}.wandb"):
         tell(folder=str(piece))
+    else:  # W&B says nothing of a disk that is full
+        shutil.rmtree(piece, ignore_errors=True)
+        raise OSError("its file could not be written to the end, is the disk full?")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether an offline file ends with the record of the run's end.
+
+    Its format is LevelDB's log: blocks of 32 KiB, parts with 4 bytes of checksum, 2 of length and 1 of kind (1: a whole
+    record, 2 and 3: its beginning and middle, 4: its end), after a header of 7 bytes.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = path.read_bytes()
+    position, record, complete = 7, b"", False
+    while position + 7 <= len(content):
+        left = -position % 32768 or 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, position + 4)
+        part = content[position + 7 : position + 7 + length]
+        record = part if kind in (1, 2) else record + part
+        complete = kind in (1, 4)
+        position += 7 + length
+    if not complete or position != len(content):
+        return False
+    try:
+        return Record.FromString(record).WhichOneof("record_type") in ("exit", "final", "footer")
+    except ValueError:  # protobuf's DecodeError is one
+        return False
+
+
+def log_figures(run: Any, folder: Path, before: dict[str, str]) -> dict[str, str]:
+    """Logs figures/NAME.png as images ``figures/NAME`` unless ``before`` has their sha256; returns all of these."""
+    import wandb
+
+    digests = dict(before)
+    images: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.png")):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if before.get(path.stem) == digest:
+            continue
+        try:
+            images[f"figures/{path.stem}"] = wandb.Image(str(path))
+        except Exception as error:  # the numbers matter more than a picture
+            print(f"{path}: {error}", file=sys.stderr)
+            continue
+        images["_timestamp"] = max(images.get("_timestamp", 0.0), path.stat().st_mtime)
+        digests[path.stem] = digest
+    if images:
+        run.log(images)
+    return digests
 
 
 def main(folder: str, mode: str, how: str) -> int:

@@ -12,13 +12,22 @@ from typing import Any
 from runner.registry import describe, methods, search_path
 
 CONTEXT = multiprocessing.get_context("forkserver")
+# The server does not get this process's sys.path for what it preloads: without this a checkout that is not the
+# installed one would be tested with the installed one's modules.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.getenv("PYTHONPATH")]))
 PRELOADED = [
     "torch",
     "torch._dynamo",
     "torchvision",
     "sklearn.datasets",
     "hydra",
+    "pandas",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
     "pydantic",
+    "scipy.optimize",
+    "scipy.sparse.linalg",
+    "scipy.stats",
     "safetensors.torch",
     "runner.cells",
     "runner.cli",

@@ -26,3 +26,17 @@ def test_every_module_lies_in_a_package():
 def test_conf_holds_yaml_files_only():
     others = [file for file in (ROOT / "conf").rglob("*") if file.is_file() and file.suffix not in (".yaml", ".pyc")]
     assert others == [ROOT / "conf" / "__init__.py"]
+
+
+def test_every_data_file_is_named():
+    patterns = SETUPTOOLS["package-data"]
+    for package, folder in SETUPTOOLS["package-dir"].items():
+        named = {
+            file
+            for name, wanted in patterns.items()
+            if name == package or name.startswith(f"{package}.")
+            for pattern in wanted
+            for file in (ROOT / folder / Path(*name.removeprefix(package).split("."))).glob(pattern)
+        }
+        found = {file for file in (ROOT / folder).rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+        assert found <= named, f"a wheel would leave out {found - named}"

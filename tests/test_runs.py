@@ -93,10 +93,11 @@ def test_test_scores_are_one_a_test_image(undisturbed):
     import numpy
 
     with numpy.load(undisturbed.folder / "artifacts" / "test_scores.npz") as scores:
-        assert set(scores) == {"index", "label", "prediction", "score"}
+        assert set(scores) == {"index", "label", "prediction", "score", "log_likelihood"}
         assert len(set(scores["index"].tolist())) == 20
         assert numpy.bincount(scores["label"]).tolist() == [2] * 10
         assert numpy.array_equal(scores["score"], scores["prediction"] == scores["label"])
+        assert -scores["log_likelihood"].mean() == pytest.approx(undisturbed.result["metrics"]["loss"], abs=1e-5)
         assert scores["score"].mean() == pytest.approx(undisturbed.result["metrics"]["accuracy"])
 
 

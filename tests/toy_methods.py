@@ -137,6 +137,7 @@ class FitContext:
         self.loop, self.track, self.log = durable.loop, durable.track, durable.log
         self.data = SimpleNamespace(validation=(), num_classes=3)
         self.autocast = nullcontext
+        self.ranks = None
 
 
 class SeededImages:

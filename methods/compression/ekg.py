@@ -116,6 +116,7 @@ class EKG:
         temperature = self.fine_tune.temperature or default_temperature(ctx.data.num_classes)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         bank = self.memory_bank(ctx, gated, found) if knowledge == "ensemble" else None
+        total = None if ctx.ranks is None else ctx.ranks.total
 
         def guided(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
             batch, views = images.shape[:2]
@@ -126,7 +127,7 @@ class EKG:
                     teacher = gated.network(images).float().unflatten(0, (batch, views))
                 return guided_loss(logits, labels, teacher, temperature)
             rows = bank[index.to(bank.device)].to(logits.device, torch.float32)
-            return bank_loss(logits, labels, rows, temperature, self.fine_tune.activity_rule)
+            return bank_loss(logits, labels, rows, temperature, self.fine_tune.activity_rule, total)
 
         batches = ctx.batches("train", recipe.batch_size, views=2, colour=True, drop_last=recipe.drop_last)
         return fit(ctx, slim, guided, name="fine_tune", batches=batches)

@@ -43,6 +43,7 @@ class EKGSearch:
     fidelity: ClassVar[str] = "official"
     data: ClassVar[tuple[str, ...]] = ("images",)
     model: ClassVar[tuple[str, ...]] = ("classifier",)
+    distributed: ClassVar[bool] = False  # a greedy search: every step depends on the one before
     soft_labels: ClassVar[bool] = True  # nothing here trains with the recipe; the baseline is a run of supervised
     claim: ClassVar[str] = (
         "The ensemble of sub-networks met in a search tells better than the validation loss which filters to remove."

@@ -5,7 +5,7 @@ Source: Lee and Song, ECCV 2022, arXiv:2203.02651, eq. 10-13, and the released c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from runner.methods.compression.executor import SlicedExecutor
 
+Total = Callable[[Tensor], Tensor] | None  # a sum over the parts of a batch that several processes share
 HALF_PRECISION_ABOVE = 4 * 2**30  # bytes of a float32 bank from which float16 is stored
 
 
@@ -59,21 +60,25 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     return temperature * (target.exp() * (target - prediction)).sum(-1)
 
 
-def active_teachers(student: Tensor, bank: Tensor, temperature: float) -> Tensor:
+def active_teachers(student: Tensor, bank: Tensor, temperature: float, total: Total = None) -> Tensor:
     """Which of the K teachers (K,) are at least as near to the best one as the student is, summed over the batch.
 
-    ``student`` (B, classes) is the mean of the views' logits, ``bank`` (B, classes, K).
+    ``student`` (B, classes) is the mean of the views' logits, ``bank`` (B, classes, K). Where they are part of a batch,
+    ``total`` sums over all its parts.
     """
     best = bank[..., 0]
     distance = divergence(best, student, temperature).sum()
-    return divergence(best.unsqueeze(1), bank.transpose(1, 2), temperature).sum(0) < distance
+    distances = divergence(best.unsqueeze(1), bank.transpose(1, 2), temperature).sum(0)
+    if total is not None:
+        distance, distances = total(distance), total(distances)
+    return distances < distance
 
 
-def mean_teacher(student: Tensor, bank: Tensor, temperature: float, activity_rule: bool) -> Tensor:
+def mean_teacher(student: Tensor, bank: Tensor, temperature: float, activity_rule: bool, total: Total = None) -> Tensor:
     """Mean logits (B, classes) of the active teachers, zeros if none is; without the rule of all teachers."""
     if not activity_rule:
         return bank.mean(-1)
-    active = active_teachers(student, bank, temperature).to(bank.dtype)
+    active = active_teachers(student, bank, temperature, total).to(bank.dtype)
     return (bank * active).sum(-1) / active.sum().clamp_min(1)
 
 
@@ -89,7 +94,14 @@ def guided_loss(logits: Tensor, labels: Tensor, teacher: Tensor, temperature: fl
     return labels_loss + divergence(teacher, logits, temperature).mean()
 
 
-def bank_loss(logits: Tensor, labels: Tensor, bank: Tensor, temperature: float, activity_rule: bool = True) -> Tensor:
+def bank_loss(
+    logits: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    temperature: float,
+    activity_rule: bool = True,
+    total: Total = None,
+) -> Tensor:
     """The fine-tuning loss with the bank: logits (B, V, classes), labels (B,), bank (B, classes, K) -> scalar."""
-    teacher = mean_teacher(logits.detach().mean(1), bank, temperature, activity_rule)
+    teacher = mean_teacher(logits.detach().mean(1), bank, temperature, activity_rule, total)
     return guided_loss(logits, labels, teacher, temperature)

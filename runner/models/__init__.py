@@ -67,6 +67,7 @@ for _depth in (8, 32):  # the pair of the distillation papers: four times as wid
         {"cifar": CIFAR_STEM},
         2,
     )
+ZOO["mlp"] = ZooEntry("runner.models.mlp:MLP", {}, {"cifar": "averages of 8x8"})
 ZOO["mobilenet_v2"] = ZooEntry(
     "runner.models.from_torchvision:mobilenet_v2",
     {},

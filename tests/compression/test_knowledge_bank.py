@@ -112,3 +112,14 @@ def test_a_large_bank_is_stored_in_half_precision(monkeypatch):
     monkeypatch.setattr(knowledge_bank, "HALF_PRECISION_ABOVE", 399)  # the bank takes 400 bytes
     bank = stack_bank(logits)
     assert (bank.dtype, bank.shape) == (torch.float16, (10, 5, 2))
+
+
+def test_teachers_are_chosen_by_the_whole_batch_where_processes_share_it():
+    bank = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    student = bank[..., 0] + 1.2 * torch.randn(6, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    whole = active_teachers(student, bank, 4.0)
+    others: list[torch.Tensor] = []
+    part = active_teachers(student[4:], bank[4:], 4.0, lambda value: others.append(value.clone()) or value)
+    first = active_teachers(student[:4], bank[:4], 4.0, lambda value: value + others.pop(0))
+    assert first.tolist() == whole.tolist()
+    assert part.tolist() != whole.tolist(), "the test could not fail"

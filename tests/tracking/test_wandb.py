@@ -115,6 +115,27 @@ def test_a_stopped_run_leaves_the_offline_run_to_its_resume(tmp_path):
     assert pieces(tmp_path) == []
 
 
+def test_two_runs_in_one_process_never_mix(tmp_path):
+    """Cells of one sweep that overlap: one group, an id, a name and a record each."""
+    runs = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        run = tracker(folder, [], key=f"key{name}", name=f"run {name}", group="the sweep")
+        run.start()
+        runs.append((name, folder, run))
+    for name, folder, _ in runs:
+        file = MetricsFile(folder / "metrics.jsonl")
+        file.write("train", 1, {f"loss_{name}": 0.5})
+        file.close()
+    for _, _, run in runs:
+        run.finish({"accuracy": 0.5}, "done")
+    for (name, folder, _), (other, _, _) in zip(runs, reversed(runs), strict=True):
+        content = pieces(folder)[0].read_bytes()
+        assert all(text.encode() in content for text in (f"loss_{name}", f"run {name}", f"key{name}-", "the sweep"))
+        assert other.encode() not in content
+
+
 def test_mode_none_writes_nothing(tmp_path):
     run = tracker(tmp_path, [], settings=settings(mode="none"))
     run.start()

@@ -1,0 +1,92 @@
+"""Every table file in conf/: it is right, all its measured cells compose, and its numbers are the card's."""
+
+from functools import cache
+
+import pytest
+
+from runner.errors import UserError
+from runner.registry import choices, search_path
+from runner.tables.document import document
+from runner.tables.grid import Grid, make_grid
+from runner.tables.schema import SCALES, at_scale, read_table
+
+TABLES = list(choices("table", search_path()))
+
+
+@cache
+def grids(name: str) -> dict[str, Grid]:
+    """Scale -> the table's cells with one seed."""
+    table = read_table(name)
+    return {scale: make_grid(name, table, scale, seeds=[0]) for scale in table.scales}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_measured_cell_composes_at_every_scale(name):
+    for scale, grid in grids(name).items():
+        assert [run.error for run in grid.runs() if run.error] == []
+        for run in grid.runs():
+            assert run.plan.config["scale"]["name"] == scale
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_claims_compare_cells_that_differ_in_what_rows_say_alone(name):
+    for grid in grids(name).values():
+        found = document(grid, search_path()[0])
+        assert [claim for claim in found["claims"] if claim["verdict"] == "refused"] == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_demonstrations_are_small_and_have_a_measured_cell(name):
+    """A desk table has its own small grid and data, and claims of five seeds."""
+    table = read_table(name)
+    for scale in set(table.scales) - {"paper"}:
+        grid = grids(name)[scale]
+        runs = grid.runs()
+        assert 1 <= len(runs) <= 12
+        assert {run.plan.config["dataset"]["name"] for run in runs} <= {"digits", "fashion_mnist"}
+        if scale == "desk" and grid.section.claims:
+            assert len(at_scale(table, scale).seeds) >= 5
+
+
+def reported(name: str, row: str, column: str) -> tuple:
+    found = read_table(name).reported[row][column]
+    return found.value, found.spread
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "column", "expected"),
+    [
+        ("ekg/knowledge_ablation", "Ensemble / Ensemble", "R56 C10", (94.09, 0.07)),
+        ("ekg/knowledge_ablation", "Ensemble / Single", "MBv2 training hours", (2.36, None)),
+        ("ekg/knowledge_ablation", "unpruned", "MBv2 C100", (76.07, None)),
+        ("ekg/filter_scores", "GBN", "C10 validation loss", (0.0710, None)),
+        ("ekg/filter_scores", "EKG", "C100 condition number", (0.0649, None)),
+        ("ekg/imagenet_resnet", "ResNet-50 EKG, 45%", "top-1 change", (-0.02, None)),
+        ("ekg/imagenet_resnet", "ResNet-18 DMCP", "top-5", (None, None)),
+    ],
+)
+def test_numbers_of_the_card(name, row, column, expected):
+    assert reported(name, row, column) == expected
+
+
+def test_the_ablation_has_every_number_of_the_card():
+    """6 accuracies x 4 columns; 5 x 2 pairs of hours, and the two of the unpruned networks."""
+    cells = [cell for row in read_table("ekg/knowledge_ablation").reported.values() for cell in row.values()]
+    assert len([cell for cell in cells if cell.value is not None]) == 6 * 4 + 5 * 4 + 2
+    assert len([cell for cell in cells if cell.spread is not None]) == 5 * 4
+
+
+def test_the_imagenet_table_has_every_row_of_the_card():
+    rows = read_table("ekg/imagenet_resnet").reported
+    assert [sum(row.startswith(f"ResNet-{depth}") for row in rows) for depth in (18, 34, 50)] == [8, 6, 17]
+    hours = [cells["GPU hours"].value for cells in rows.values() if "GPU hours" in cells]
+    assert sorted(hours) == [315, 322, 360, 428, 480, 530, 615, 676, 840, 1000, 1000]
+
+
+def test_scales_are_those_of_the_runner():
+    assert set(choices("scale", search_path())) == set(SCALES)
+
+
+def test_a_scale_that_a_table_is_not_for_is_refused():
+    with pytest.raises(UserError, match="ekg/desk is not for scale=paper; it has scale=desk and scale=smoke"):
+        make_grid("ekg/desk", read_table("ekg/desk"), "paper")
