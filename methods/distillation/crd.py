@@ -39,6 +39,7 @@ class CRD:
     data: ClassVar[tuple[str, ...]] = ("images",)
     model: ClassVar[tuple[str, ...]] = ("classifier",)
     soft_labels: ClassVar[bool] = False
+    distributed: ClassVar[bool] = False  # one memory for all images
     deviations: ClassVar[tuple[str, ...]] = (
         "negatives are drawn with replacement; the code draws without where there are enough",
     )

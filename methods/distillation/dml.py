@@ -36,6 +36,7 @@ class DML:
     data: ClassVar[tuple[str, ...]] = ("images",)
     model: ClassVar[tuple[str, ...]] = ("classifier",)
     soft_labels: ClassVar[bool] = True
+    distributed: ClassVar[bool] = False  # two networks with moving averages
     deviations: ClassVar[tuple[str, ...]] = (
         "both networks take their step from the same outputs; the code bases update the peer first",
     )

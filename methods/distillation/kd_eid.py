@@ -36,6 +36,7 @@ class KDEID:
     data: ClassVar[tuple[str, ...]] = ("images",)
     model: ClassVar[tuple[str, ...]] = ("classifier",)
     soft_labels: ClassVar[bool] = True
+    distributed: ClassVar[bool] = False  # the clip is of the whole batch's gradients
     deviations: ClassVar[tuple[str, ...]] = (
         "the last stages are paired where one network has more of them",
         "the sign rule of IEP fixes the teacher's vectors",

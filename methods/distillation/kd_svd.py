@@ -39,6 +39,7 @@ class KDSVD:
     data: ClassVar[tuple[str, ...]] = ("images",)
     model: ClassVar[tuple[str, ...]] = ("classifier",)
     soft_labels: ClassVar[bool] = True
+    distributed: ClassVar[bool] = False  # the clip is of the whole batch's gradients
     deviations: ClassVar[tuple[str, ...]] = (
         "the last stages are paired where one network has more of them",
         "the sign rule of IEP fixes the teacher's vectors",

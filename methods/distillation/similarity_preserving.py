@@ -32,6 +32,7 @@ class SimilarityPreserving:
     data: ClassVar[tuple[str, ...]] = ("images",)
     model: ClassVar[tuple[str, ...]] = ("classifier",)
     soft_labels: ClassVar[bool] = True
+    distributed: ClassVar[bool] = False  # relations of the whole batch
 
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns accuracy, accuracy_teacher (0..1, test) and loss (nats)."""

@@ -21,7 +21,7 @@ def build(name: str) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", sorted(set(ZOO) - {"mlp"}))
 def test_stages_of_the_zoo(name):
     network, images = build(name), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
