@@ -179,8 +179,12 @@ def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, A
     tree.pop("defaults")
     for group, name in chosen.items():
         exact &= _place(tree, group, name, group, path)
-    for overlay in (f"recommended/{chosen['method']}", f"recommended/recipe/{chosen['recipe']}"):
-        exact &= _place(tree, overlay, chosen["scale"], "", path)
+    for overlay, name in (
+        (f"recommended/constants/{chosen['method']}", chosen["recipe"]),
+        (f"recommended/{chosen['method']}", chosen["scale"]),
+        (f"recommended/recipe/{chosen['recipe']}", chosen["scale"]),
+    ):
+        exact &= _place(tree, overlay, name, "", path)
     return tree, exact
 
 
