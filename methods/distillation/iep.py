@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from runner.evaluation import evaluating
-from runner.methods.distillation.adapters import convolution_norm
+from runner.methods.distillation.adapters import width_adapters
 from runner.methods.distillation.clipping import clipped_sum, rising_rate
 from runner.methods.distillation.graph_attention import (
     GraphAttention,
@@ -75,7 +75,7 @@ class IEP:
         shapes = pair.student_shapes.maps, pair.teacher_shapes.maps
         require_graphs(shapes[0], len(ctx.data.train), ctx.recipe)
         distiller = ctx.initialised("distiller", lambda: Distiller(self, *shapes))
-        adapters = ctx.initialised("adapters", lambda: nn.ModuleList(map(adapter, *shapes)))
+        adapters = ctx.initialised("adapters", lambda: width_adapters(*shapes))
 
         def imitation(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
             penalty = ctx.recipe.optimizer.weight_decay / 2 * squared_weights(distiller)
@@ -172,9 +172,3 @@ class Distiller(nn.Module):
             adaptive_avg_pool2d(item, side) if item.shape[2] > side else item
             for item, side in zip(maps, self.sides, strict=True)
         ]
-
-
-def adapter(student: Tensor, teacher: Tensor) -> nn.Module:
-    """From the student's width to the teacher's; nothing where they are equal."""
-    equal = student.shape[1] == teacher.shape[1]
-    return nn.Identity() if equal else convolution_norm(student.shape[1], teacher.shape[1])
