@@ -73,6 +73,9 @@ ZOO["mobilenet_v2"] = ZooEntry(
     {},
     {"imagenet": "ImageNet stem (3x3, stride 2)", "cifar": "CIFAR stem (stride 1 up to the third stage)"},
 )
+ZOO["mobilenet_v2_half"] = ZooEntry(
+    "runner.models.from_torchvision:mobilenet_v2_half", {}, {"cifar": "CIFAR form (3x3, stride 2)"}
+)
 ZOO["shufflenet_v2"] = ZooEntry(
     "runner.models.from_torchvision:shufflenet_v2",
     {},

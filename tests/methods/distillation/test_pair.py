@@ -134,6 +134,30 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(overrides, word
     assert not list((tmp_path / "work").glob("runs/supervised-*"))
 
 
+@pytest.mark.parametrize(
+    ("method", "teacher", "student"),
+    [
+        ("fitnet", "mobilenet_v2_half", "wrn_10_4"),
+        ("nst", "vgg8", "shufflenet_v2"),
+        ("vid", "resnet8", "vgg8"),
+        ("overhaul", "wrn_16_1", "mobilenet_v2_half"),
+        ("crd", "shufflenet_v2", "resnet18"),
+    ],
+)
+def test_networks_of_different_families_make_a_pair(method, teacher, student, tmp_path):
+    answer = runner(f"method={method}", *SMOKE[:3], f"model={student}", f"teacher.model={teacher}", place=tmp_path)
+    assert answer.code == 0, answer.err
+    assert answer.result["model"] == student
+
+
+@pytest.mark.parametrize("recipe", ["sib", "tf2"])
+@pytest.mark.parametrize("method", ["fitnet", "factor_transfer", "vid", "kd_svd"])
+def test_the_forms_of_other_code_bases_train(method, recipe, tmp_path):
+    answer = runner(f"method={method}", *SMOKE, f"recipe={recipe}", place=tmp_path)
+    assert answer.code == 0, answer.err
+    assert "the loss and its constants" not in answer.err  # it has its own
+
+
 def test_stored_outputs_of_the_teacher_are_those_it_would_compute(tmp_path, monkeypatch):
     """The images are not augmented, so the teacher runs once over them; the student ends the same to rounding."""
     overrides = [
