@@ -139,8 +139,7 @@ class TeacherShadow(nn.Module):
         super().__init__()
         shapes = [item.shape for item in maps[-3:]]
         self.down = nn.ModuleList(
-            block(before[1], after[1], 3, max(before[2] // after[2], 1))
-            for before, after in pairwise(shapes)
+            block(before[1], after[1], 3, max(before[2] // after[2], 1)) for before, after in pairwise(shapes)
         )
         self.side = nn.ModuleList(block(shape[1], shape[1], 1, 1) for shape in shapes[1:])
         self.last = block(shapes[-1][1], width, 3, 1)
