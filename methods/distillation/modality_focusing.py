@@ -33,7 +33,7 @@ class ModalityFocusing:
 
     experiment: Experiment = "teachers"  # teachers (table 2) | vary_gamma (figure 2) | vary_alpha (figure 3)
     varied: Annotated[int, Field(ge=0)] = 10  # shared columns; vary_alpha: those that the teacher alone sees
-    teacher: Literal["none", "regular", "exchanged", "general", "random", "true"] = "general"  # columns that it keeps
+    teacher: Literal["none", "regular", "exchanged", "general", "random", "shared"] = "general"  # columns that it keeps
     train_size: Positive = 200
     test_size: Positive = 1000
     steps: Positive = 1000  # of every training, over all examples at once
@@ -113,7 +113,7 @@ class ModalityFocusing:
 
     def _columns(self, ctx: Context, pairs: Pairs, layout: Layout) -> Tensor:
         """The teacher's columns that are kept, as many as are shared."""
-        if self.teacher == "true":
+        if self.teacher == "shared":
             return torch.arange(layout.shared)
         if self.teacher == "random":
             return ctx.once("random columns", lambda: torch.randperm(layout.teacher_width)[: layout.shared])

@@ -116,7 +116,7 @@ def test_algorithm_1_finds_the_shared_columns_and_its_less_accurate_teacher_teac
     assert found["general"]["accuracy"] > found["regular"]["accuracy"]
 
 
-@pytest.mark.parametrize("teacher", ["none", "exchanged", "random", "true"])
+@pytest.mark.parametrize("teacher", ["none", "exchanged", "random", "shared"])
 def test_every_control_runs(tmp_path, teacher):
     answer = runner("method=modality_focusing", f"method.teacher={teacher}", "scale=smoke", place=tmp_path)
     assert answer.code == 0, answer.err
