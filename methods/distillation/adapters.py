@@ -26,6 +26,14 @@ def convolution_norms(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> n
     return nn.ModuleList(convolution_norm(s.shape[1], t.shape[1]) for s, t in zip(student, teacher, strict=True))
 
 
+def width_adapters(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> nn.ModuleList:
+    """One ``convolution_norm`` a point where the widths differ; elsewhere the map stays as it is."""
+    return nn.ModuleList(
+        nn.Identity() if s.shape[1] == t.shape[1] else convolution_norm(s.shape[1], t.shape[1])
+        for s, t in zip(student, teacher, strict=True)
+    )
+
+
 class Regressor(nn.Module):
     """From the student's map to the size and width of the teacher's, with bias and batch normalisation (RepDistiller).
 

@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 class AttentionTransfer:
     """The student looks where the teacher looks."""
 
-    code_base: Literal["sib", "tf2", "rep"] = (
-        "rep"  # rep, sib: of the map's energy; tf2: of every channel behind adapters
-    )
-    weight: Annotated[float, Field(ge=0)] = (
-        1000.0  # of the sum over points; tf2 halves it with every point before the last
-    )
+    code_base: Literal["sib", "tf2", "rep"] = "rep"  # rep, sib: of the map's energy; tf2: of every channel
+    weight: Annotated[float, Field(ge=0)] = 1000.0  # of the sum over points; tf2: halved before the last
 
     paper: ClassVar[str] = "arXiv:1612.03928"
     fidelity: ClassVar[str] = "official"

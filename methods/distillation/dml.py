@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 class DML:
     """Two networks teach each other from scratch."""
 
-    code_base: Literal["sib", "tf2"] = (
-        "sib"  # sib: labels + mean of both divergences; tf2: mean of labels and divergence
-    )
+    code_base: Literal["sib", "tf2"] = "sib"  # sib: symmetric divergence; tf2: one direction, halves
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
     paper: ClassVar[str] = "arXiv:1706.00384"

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 class FSP:
     """The flow of the solution procedure, learnt before the labels."""
 
-    code_base: Literal["sib", "tf2", "rep"] = (
-        "rep"  # rep: mean of squares, average pooling, the stem too; see `difference`
-    )
+    code_base: Literal["sib", "tf2", "rep"] = "rep"  # whose pooling and reduction, see `difference`
     weight: Annotated[float, Field(ge=0)] = 1.0  # of the initialisation's loss
     initialisation_epochs: Annotated[int, Field(gt=0)] = 30
 

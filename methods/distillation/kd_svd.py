@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 class KDSVD:
     """How the leading singular vectors of maps relate from one depth to the next."""
 
-    code_base: Literal["sib", "tf2", "rep"] = (
-        "rep"  # rep: no clip; sib: clip at a rising rate; tf2: projections, clip at 1
-    )
+    code_base: Literal["sib", "tf2", "rep"] = "rep"  # rep: no clip; sib: a rising one; tf2: projections
     weight: Annotated[float, Field(ge=0)] = 1.0
 
     paper: ClassVar[str] = "arXiv:1807.06819"
