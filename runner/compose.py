@@ -62,6 +62,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     overrides = list(overrides)
     path = registry.search_path(config_dirs)
     _check_words(overrides, path)
+    given, overrides = overrides, [*_brought_along(overrides, path), *overrides]
     _check_keys(overrides, path)
     cfg = hydra_compose(overrides, path)
 
@@ -76,7 +77,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     site = SiteDefaults(site.file, site.applying(OmegaConf.to_container(cfg), overrides, path))
     for key, value in site.values.items():
         OmegaConf.update(cfg, key, value)
-    composed = Composed(config={}, overrides=overrides, choices=chosen, search_path=path, node=cfg, site=site)
+    composed = Composed(config={}, overrides=given, choices=chosen, search_path=path, node=cfg, site=site)
     try:
         composed.config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -135,6 +136,19 @@ def _check_keys(overrides: Sequence[str], path: Sequence[Path]) -> None:
         key = word.partition("=")[0]
         if "@" not in key and not key.startswith("hydra") and key not in groups and key not in valid:
             raise _unknown_key(key, valid, groups, word)
+
+
+def _brought_along(overrides: Sequence[str], path: Sequence[Path]) -> list[str]:
+    """Choices that a data set named on the command line, or else a method's settings for a scale, bring along by the
+    line '# @override group=name'; the command line wins. (Hydra allows no overrides in what an interpolation names.)"""
+    asked = dict(word.partition("=")[::2] for word in overrides)
+    chosen = {**_default_groups(), **{key: value.strip() for key, value in asked.items()}}
+    files = [registry.choice_file(f"recommended/{chosen['method']}", chosen["scale"], path)]
+    files += [registry.choice_file("dataset", chosen["dataset"], path)] if "dataset" in asked else []
+    found: dict[str, str] = {}
+    for file in filter(None, files):
+        found |= registry.header_choices(file)
+    return [f"{group}={name}" for group, name in found.items() if group not in asked]
 
 
 def _default_groups() -> dict[str, str]:

@@ -135,9 +135,20 @@ def comment(file: Path) -> str:
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        if not re.match(r"#\s*@package\b", line):
+        if not re.match(r"#\s*@(package|override)\b", line):
             return line.lstrip("# ").strip()
     return ""
+
+
+def header_choices(file: Path) -> dict[str, str]:
+    """Group -> name of the lines '# @override group=name' in a file's first comment."""
+    found = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if match := re.fullmatch(r"#\s*@override\s+([\w/]+)=([\w./-]+)\s*", line):
+            found[match[1]] = match[2]
+    return found
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
