@@ -139,15 +139,17 @@ def _check_keys(overrides: Sequence[str], path: Sequence[Path]) -> None:
 
 
 def _brought_along(overrides: Sequence[str], path: Sequence[Path]) -> list[str]:
-    """Choices that a data set named on the command line, or else a method's settings for a scale, bring along by the
-    line '# @override group=name'; the command line wins. (Hydra allows no overrides in what an interpolation names.)"""
-    asked = dict(word.partition("=")[::2] for word in overrides)
-    chosen = {**_default_groups(), **{key: value.strip() for key, value in asked.items()}}
-    files = [registry.choice_file(f"recommended/{chosen['method']}", chosen["scale"], path)]
-    files += [registry.choice_file("dataset", chosen["dataset"], path)] if "dataset" in asked else []
+    """Choices that a method's settings for a scale, and before them its data set, bring along by a line
+    '# @override group=name'; the command line wins. (Hydra allows no overrides in what an interpolation names.)"""
+    asked = {key: value.strip() for key, _, value in (word.partition("=") for word in overrides)}
+    chosen = {**_default_groups(), **asked}
+    method = registry.choice_file("method", chosen["method"], path)
+    if method is not None:
+        chosen |= {**registry.default_choices(registry.read_yaml(method)), **asked}
     found: dict[str, str] = {}
-    for file in filter(None, files):
-        found |= registry.header_choices(file)
+    for group, name in ((f"recommended/{chosen['method']}", chosen["scale"]), ("dataset", chosen["dataset"])):
+        file = registry.choice_file(group, name, path)
+        found |= registry.header_choices(file) if file is not None else {}
     return [f"{group}={name}" for group, name in found.items() if group not in asked]
 
 

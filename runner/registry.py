@@ -190,8 +190,9 @@ def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, A
     tree.pop("defaults")
     for group, name in chosen.items():
         exact &= _place(tree, group, name, group, path)
-    for overlay in (f"recommended/{chosen['method']}", f"recommended/recipe/{chosen['recipe']}"):
-        exact &= _place(tree, overlay, chosen["scale"], "", path)
+    method, recipe, dataset = (chosen[group] for group in ("method", "recipe", "dataset"))
+    for overlay in (method, f"recipe/{recipe}", f"dataset/{dataset}/{method}"):
+        exact &= _place(tree, f"recommended/{overlay}", chosen["scale"], "", path)
     return tree, exact
 
 

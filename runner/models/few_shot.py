@@ -35,7 +35,7 @@ def conv4(
     image_size: int,
     channels: int = 64,
     layers: int = 4,
-    bias: bool = False,
+    bias: bool = True,
     negative_slope: float = 0.0,
     downsampling: Literal["pool", "stride"] = "pool",
     initialisation: Literal["torch", "xavier"] = "torch",
