@@ -1,4 +1,4 @@
-"""Labelled image sets: found and checked before anything heavy is imported, then loaded whole into memory as uint8.
+"""Data sets: found and checked before anything heavy is imported, then loaded whole into memory, images as uint8.
 
 A set that memory does not hold (``imagenet``) is read from its files batch by batch instead (``image_files``).
 
@@ -6,6 +6,9 @@ A data set is one module with two functions (see ``digits`` for the shortest):
 
     check(settings, data_root, offline)           light: missing files, unreadable paths, forbidden downloads
     load(settings, limits, data_root) -> Loaded   imports torch; called after ``check``
+
+What is not labelled images says so in ``KIND``, and its ``load`` returns the finished data: tasks (``episodes``), or
+tasks of regression (``regression episodes``, see ``sinusoid``).
 """
 
 from __future__ import annotations
@@ -19,13 +22,29 @@ from runner.datasets import files
 from runner.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from runner.datasets.episodes import EpisodeData
     from runner.datasets.images import ImageData
+    from runner.datasets.sinusoid import SinusoidData
     from runner.schema import DatasetSettings, Scale
 
 NAMED = ("digits", "fashion_mnist", "image_folder", "imagenet", "tiny_imagenet", "torch_dataset")
 MODULES = {
     **{name: f"runner.datasets.{name}" for name in NAMED},
     **dict.fromkeys(("cifar10", "cifar100"), "runner.datasets.cifar"),
+    **dict.fromkeys(
+        (
+            "cifar_fs_episodes",
+            "cub_episodes",
+            "episode_folder",
+            "mini_imagenet_episodes",
+            "tiered_imagenet_episodes",
+            "tiny_imagenet_episodes",
+        ),
+        "runner.datasets.episode_folder",
+    ),
+    "glyph_episodes": "runner.datasets.glyphs",
+    "omniglot_episodes": "runner.datasets.omniglot",
+    "sinusoid": "runner.datasets.sinusoid",
 }
 
 # Their content is fixed by published checksums wherever the files lie, so a path says nothing about the result.
@@ -42,6 +61,11 @@ def check_dataset(settings: DatasetSettings, data_root: str | Path, offline: boo
         UserError: with the cure.
     """
     _module(settings).check(settings, Path(data_root).expanduser(), offline)
+
+
+def kind_of(settings: DatasetSettings) -> str:
+    """images, episodes or regression episodes: what ``data`` of a method's class must name."""
+    return getattr(_module(settings), "KIND", "images")
 
 
 def fingerprint(name: str, path: str | None) -> str | None:
@@ -62,8 +86,10 @@ def fingerprint(name: str, path: str | None) -> str | None:
     return files.fingerprint(files.user_path(path))
 
 
-def load_data(settings: DatasetSettings, scale: Scale, *, data_root: str | Path, offline: bool) -> ImageData:
-    """Read, cap and split a data set.
+def load_data(
+    settings: DatasetSettings, scale: Scale, *, data_root: str | Path, offline: bool
+) -> ImageData | EpisodeData | SinusoidData:
+    """Read, cap and split a data set. Of tasks, smoke alone reads fewer classes and images.
 
     The caps are class-balanced and take the first images of every class: ``settings.train_size`` and ``test_size`` win
     over the scale's, except at smoke, where the smaller holds. The validation part is taken after the caps from the end
@@ -81,6 +107,8 @@ def load_data(settings: DatasetSettings, scale: Scale, *, data_root: str | Path,
         train=_limit(settings.train_size, scale.max_train_examples, scale.name),
         test=_limit(settings.test_size, scale.max_test_examples, scale.name),
     )
+    if kind_of(settings) != "images":
+        return _module(settings).load(settings, limits if scale.name == "smoke" else images.Limits(), data_root)
     loaded = _module(settings).load(settings, limits, data_root)
     for note in loaded.notes:
         print(f"{loaded.display_name}: {note}", file=sys.stderr)

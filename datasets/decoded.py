@@ -23,7 +23,7 @@ RULE = 1  # raise it when the layout, resizing or order of image_folder changes
 Stored = tuple[dict[str, Images], list[str], list[str]]
 
 
-def key(fingerprint: str, *selection: int | None) -> str:
+def key(fingerprint: str, *selection: int | str | None) -> str:
     """A name for one selection of one set; the decoder's version belongs to it."""
     return hashlib.sha256(json.dumps([RULE, PIL.__version__, fingerprint, selection]).encode()).hexdigest()[:32]
 
@@ -41,7 +41,7 @@ def read(key: str) -> Stored | None:
             path.touch()  # the least recently used ones are removed
         parts = {
             split: Images(*(tensors[f"{split}.{name}"] for name in ("images", "labels", "index")))
-            for split in ("train", "test")
+            for split in dict.fromkeys(name.partition(".")[0] for name in tensors)
         }
         return parts, json.loads(metadata["class_names"]), json.loads(metadata["notes"])
     except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError):

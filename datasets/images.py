@@ -130,6 +130,19 @@ class ImageData:
     augmentation: AugmentationSettings
     kind: str = "images"
 
+    def to(self, device: torch.device) -> ImageData:
+        """Moves what lies in memory."""
+        for split in ("train", "validation", "test"):
+            setattr(self, split, getattr(self, split).to(device))
+        return self
+
+    def describe(self) -> str:
+        """One line for the screen."""
+        return (
+            f"data {self.display_name}: {len(self.train)} train, {len(self.validation)} validation, "
+            f"{len(self.test)} test, {self.num_classes} classes, {self.image_size}x{self.image_size}"
+        )
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)

@@ -31,6 +31,15 @@ def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:
 
 
 def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> Loaded:
+    return image_folder.load_from(place(settings, data_root), settings, limits, "Tiny ImageNet", arrange)
+
+
+def place(settings: DatasetSettings, data_root: Path) -> Path:
+    """Where the images are: ``dataset.path``, else the published zip, fetched if it is not there.
+
+    Raises:
+        UserError: a path that is missing, a failed download, a damaged zip.
+    """
     path = data_root / ARCHIVE if settings.path is None else files.user_path(settings.path)
     if settings.path is None:
         from torchvision.datasets.utils import check_integrity
@@ -39,7 +48,7 @@ def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> Loaded:
             _fetch(data_root)
         elif not check_integrity(path, MD5):
             raise UserError(f"{path} is damaged (its checksum differs); delete it, or put a good copy there")
-    return image_folder.load_from(path, settings, limits, "Tiny ImageNet", arrange)
+    return path
 
 
 def arrange(path: Path, names: list[str]) -> Layout:

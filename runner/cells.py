@@ -68,7 +68,7 @@ def check(planned: Plan) -> Checked:
     Raises:
         UserError: the first thing that is wrong.
     """
-    from runner.datasets import check_dataset
+    from runner.datasets import check_dataset, kind_of
     from runner.models import check_weights, resolve
 
     config = planned.config
@@ -85,8 +85,8 @@ def check(planned: Plan) -> Checked:
         raise UserError(
             f"method.target={config['method']['target']} must be a dataclass with a function run(self, ctx)"
         )
-    kind = "images"
-    accepted = getattr(method_class, "data", (kind,))
+    kind = kind_of(settings.dataset)
+    accepted = getattr(method_class, "data", ("images",))
     if kind not in accepted:
         raise UserError(
             f"method {config['method']['name']} takes {' or '.join(accepted)}, and dataset {settings.dataset.name} "

@@ -131,12 +131,8 @@ class Context:
         if origin is not None and origin.normalisation is not None:
             mean, std = (torch.tensor(origin.normalisation[name]) for name in ("mean", "std"))
             data.normalisation = Normalisation(mean, std)
-        for split in ("train", "validation", "test"):  # small sets live on the device
-            setattr(data, split, getattr(data, split).to(self.device))
-        self._announce(
-            f"data {data.display_name}: {len(data.train)} train, {len(data.validation)} validation, "
-            f"{len(data.test)} test, {data.num_classes} classes, {data.image_size}x{data.image_size}"
-        )
+        data = data.to(self.device)  # small sets live on the device
+        self._announce(data.describe())
         self._announce(
             describe_model(
                 self.settings.model, image_size=data.image_size, small_image_stem=self.scale.small_image_stem

@@ -111,6 +111,7 @@ def _rebuild(folder: Path, architecture: dict[str, Any]) -> nn.Module:
             **{name: architecture[name] for name in ("name", "target", "arguments", "num_classes", "channels")},
             stem=architecture["stem"],
             padding=architecture["padding"],
+            image_size=architecture.get("image_size"),
         )
     resize_to(model, architecture["widths"])
     assign(model, tensors, file)

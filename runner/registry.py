@@ -135,9 +135,20 @@ def comment(file: Path) -> str:
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        if not re.match(r"#\s*@package\b", line):
+        if not re.match(r"#\s*@(package|override)\b", line):
             return line.lstrip("# ").strip()
     return ""
+
+
+def header_choices(file: Path) -> dict[str, str]:
+    """Group -> name of the lines '# @override group=name' in a file's first comment."""
+    found = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if match := re.fullmatch(r"#\s*@override\s+([\w/]+)=([\w./-]+)\s*", line):
+            found[match[1]] = match[2]
+    return found
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -179,12 +190,14 @@ def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, A
     tree.pop("defaults")
     for group, name in chosen.items():
         exact &= _place(tree, group, name, group, path)
+    method, recipe, dataset, scale = (chosen[group] for group in ("method", "recipe", "dataset", "scale"))
     for overlay, name in (
-        (f"recommended/constants/{chosen['method']}", chosen["recipe"]),
-        (f"recommended/{chosen['method']}", chosen["scale"]),
-        (f"recommended/recipe/{chosen['recipe']}", chosen["scale"]),
+        (f"constants/{method}", recipe),
+        (method, scale),
+        (f"recipe/{recipe}", scale),
+        (f"dataset/{dataset}/{method}", scale),
     ):
-        exact &= _place(tree, overlay, name, "", path)
+        exact &= _place(tree, f"recommended/{overlay}", name, "", path)
     return tree, exact
 
 

@@ -39,8 +39,27 @@ class AugmentationSettings:
 
 
 @dataclass(kw_only=True)
+class EpisodeSettings:
+    """Tasks drawn from the classes of a split: support examples to adapt to, and queries that measure (or train)."""
+
+    ways: Positive = 5  # classes of a task; of regression, numbers to predict
+    shots: Positive = 1  # support examples of a class
+    queries: Positive = 15  # of a class
+    test_queries: Positive | None = None  # in validation and test; null: queries
+    train_ways: Positive | None = None  # in training; null: ways
+    train_classes: Positive | None = None  # the first so many training classes; null: all
+    max_shots: Positive | None = None  # shots..max_shots are drawn, in half of the tasks for every class
+    rotations: bool = False  # turned by 90, 180 and 270 degrees they are classes of their own (Omniglot)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of validation and test tasks: the same whatever the run's seed is
+
+    def __post_init__(self) -> None:
+        if self.max_shots is not None and self.max_shots < self.shots:
+            raise ValueError("max_shots must not be below shots")
+
+
+@dataclass(kw_only=True)
 class DatasetSettings:
-    """A labelled image set."""
+    """A labelled image set, or tasks (episodes)."""
 
     name: str
     path: str | None = None  # folder or archive of the user; enters the key as the fingerprint of its content
@@ -52,6 +71,7 @@ class DatasetSettings:
     validation_fraction: Fraction = 0.0  # taken class-balanced from the end of the training split
     normalisation: dict[str, list[float]] | None = None  # {mean: [...], std: [...]} on the 0-255 scale
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    episodes: EpisodeSettings | None = None  # of a set of tasks
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy
 import pytest
@@ -20,7 +21,7 @@ from commands import Answer, killed_and_repeated, listing, metric_lines, outcome
 
 from runner.compose import compose
 from runner.product import load
-from runner.registry import choices, flatten, methods, search_path
+from runner.registry import choices, describe, flatten, methods, search_path
 from runner.settings import load_target, validate
 
 METHODS = sorted(methods(search_path()))
@@ -31,7 +32,9 @@ CPU_SECONDS = 2.0  # of a smoke run beyond imports
 
 
 def command(method: str) -> tuple[str, ...]:
-    return f"method={method}", "model=resnet20", "dataset=digits", "scale=smoke", "hardware=cpu"
+    """What takes no images runs on the data and the network that it brings along."""
+    images = "images" in (describe(method, search_path()).data or ("images",))
+    return f"method={method}", *(("model=resnet20", "dataset=digits") if images else ()), "scale=smoke", "hardware=cpu"
 
 
 def run(method: str, place: Path, *more: str) -> Answer:
@@ -57,11 +60,10 @@ def test_the_config_has_the_fields_of_the_class(method):
 
 
 def leaves(cls: type, prefix: str = ""):
-    hints = {item.name: item for item in dataclasses.fields(cls) if item.init}
-    for name, item in hints.items():
-        inner = item.default_factory if item.default_factory is not dataclasses.MISSING else None
-        if dataclasses.is_dataclass(inner):
-            yield from leaves(inner, f"{prefix}{name}.")
+    hints = get_type_hints(cls)
+    for name in [item.name for item in dataclasses.fields(cls) if item.init]:
+        if dataclasses.is_dataclass(hints[name]):
+            yield from leaves(hints[name], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
 

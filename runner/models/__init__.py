@@ -115,6 +115,7 @@ def build_model(
         channels=channels,
         stem=settings.stem,
         padding=settings.padding,
+        image_size=image_size,
     )
     if settings.weights == imagenet.WORD:
         file = imagenet.place(imagenet.published(settings.name))
@@ -260,10 +261,17 @@ def build_network(
     channels: int,
     stem: str,
     padding: str,
+    image_size: int | None = None,
 ) -> nn.Module:
-    """A full-size network from decided settings (no ``auto`` for a zoo network)."""
+    """A full-size network from decided settings (no ``auto`` for a zoo network).
+
+    ``image_size`` is passed on to a function of ``target`` that has a parameter of this name.
+    """
     if target:
-        return _foreign_network(target, {"num_classes": num_classes, "in_channels": channels, **arguments})
+        given = {"num_classes": num_classes, "in_channels": channels, **arguments}
+        if "image_size" in inspect.signature(import_target(target)).parameters:
+            given["image_size"] = image_size
+        return _foreign_network(target, given)
     entry = zoo_entry(name)
     module, function = entry.builder.split(":")
     builder = getattr(importlib.import_module(module), function)
