@@ -127,7 +127,7 @@ class CxGradLearner(GradientLearner):
     ) -> tuple[Transform, Transform]:
         """The two transforms of a task, around its context; ``see`` gets the factors of every step."""
         rate, updates = self.settings.context_rate, self.settings.update_context
-        context = torch.zeros(self.settings.context_size, device=support.device)
+        context = self.generator[0].weight.new_zeros(self.settings.context_size)
         pull: Callable[[Tensor], tuple[Tensor, ...]] | None = None
         units: Weights = {}
 
