@@ -17,10 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.methods.fewshot.gradient_learner import GradientLearner
-from runner.methods.fewshot.inner_loop import Weights, head_module, task_loss
+from runner.methods.fewshot.inner_loop import BatchStatisticsNorm, Weights, head_module, task_loss
 from runner.methods.fewshot.meta_training import MetaTraining, measure, meta_learn, summary
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class MetaDropoutLearner(GradientLearner):
         self.settings = settings
         self.sampling = False  # whether a forward pass draws noise
         for module in network.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, BatchStatisticsNorm):
                 module.eps = NORM_EPSILON
                 module.weight.requires_grad_(False)
         convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]

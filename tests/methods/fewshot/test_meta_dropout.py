@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call, grad
 
 from runner.datasets.episodes import Tasks
-from runner.methods.fewshot.inner_loop import over_tasks, task_loss
+from runner.methods.fewshot.inner_loop import BatchStatisticsNorm, over_tasks, task_loss
 from runner.methods.fewshot.meta_dropout import MetaDropout, MetaDropoutLearner, factor
 from runner.models.few_shot import conv4
 
@@ -42,7 +42,7 @@ def test_with_phi_zero_and_no_noise_it_is_maml():
     maml = learner("none", initial_deviation=1.0)
     maml.network.load_state_dict(found.network.state_dict())
     for module in (*found.modules(), *maml.modules()):
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, BatchStatisticsNorm):
             module.eps = 1e-12
     images = task().query
     assert torch.allclose(found.network(images), maml.network(images), atol=1e-4)
@@ -77,7 +77,7 @@ def test_the_head_has_one_deviation_for_all_classes_of_an_example():
     mean = found.network.head(features)
     found.sampling = True
     torch.manual_seed(0)
-    draws = torch.stack([found.network.head(features) - mean for _ in range(4000)])
+    draws = torch.stack([found.network.head(features) - mean for _ in range(2000)])
     expected = torch.log1p(found.head_noise(features).exp()).expand(2, 3)
     assert torch.allclose(draws.std(0), expected, rtol=0.06)
     assert not torch.allclose(expected[0], expected[1], rtol=0.01)
@@ -100,13 +100,13 @@ def test_samples_average_losses_of_the_same_weights():
     single = learner("deterministic", test_samples=1).eval()
     single.load_state_dict(still.state_dict())
     assert torch.equal(still.predict(*one[:3]), single.predict(*one[:3]))
-    found = learner(test_samples=3000, initial_deviation=0.3)
-    weights = found.start(*one[:2])
+    found = learner(test_samples=500, initial_deviation=0.3)
+    weights = {name: weight.detach() for name, weight in found.start(*one[:2]).items()}
     torch.manual_seed(0)
     many = found.eval().support_loss(*one[:2])(weights, 0)
     loss = found.train().support_loss(*one[:2])
-    singles = torch.stack([loss(weights, 0) for _ in range(1000)])
-    assert many.item() == pytest.approx(singles.mean().item(), abs=4 * singles.std().item() / 1000**0.5)
+    singles = torch.stack([loss(weights, 0) for _ in range(200)])
+    assert many.item() == pytest.approx(singles.mean().item(), abs=4 * singles.std().item() / 140**0.5)
 
 
 def test_inner_steps_are_gradient_steps_on_theta_at_constant_phi():
