@@ -63,7 +63,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     path = registry.search_path(config_dirs)
     overrides = _role_choices(overrides, path)
     _check_words(overrides, path)
-    given, overrides = overrides, [*_brought_along(overrides, path), *overrides]
+    given, overrides = overrides, [*registry.brought_along(overrides, path), *overrides]
     _check_keys(overrides, path)
     cfg = hydra_compose(overrides, path)
 
@@ -156,21 +156,6 @@ def _check_keys(overrides: Sequence[str], path: Sequence[Path]) -> None:
         key = word.partition("=")[0]
         if "@" not in key and not key.startswith("hydra") and key not in groups and key not in valid:
             raise _unknown_key(key, valid, groups, word)
-
-
-def _brought_along(overrides: Sequence[str], path: Sequence[Path]) -> list[str]:
-    """Choices that a method's settings for a scale, and before them its data set, bring along by a line
-    '# @override group=name'; the command line wins. (Hydra allows no overrides in what an interpolation names.)"""
-    asked = {key: value.strip() for key, _, value in (word.partition("=") for word in overrides)}
-    chosen = {**_default_groups(), **asked}
-    method = registry.choice_file("method", chosen["method"], path)
-    if method is not None:
-        chosen |= {**registry.default_choices(registry.read_yaml(method)), **asked}
-    found: dict[str, str] = {}
-    for group, name in ((f"recommended/{chosen['method']}", chosen["scale"]), ("dataset", chosen["dataset"])):
-        file = registry.choice_file(group, name, path)
-        found |= registry.header_choices(file) if file is not None else {}
-    return [f"{group}={name}" for group, name in found.items() if group not in asked]
 
 
 def _default_groups() -> dict[str, str]:

@@ -172,12 +172,28 @@ def default_choices(content: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def brought_along(overrides: Sequence[str], path: Sequence[Path]) -> list[str]:
+    """Choices that a method's settings for a scale, and before them its data set, bring along by a line
+    '# @override group=name'; the command line wins. (Hydra allows no overrides in what an interpolation names.)"""
+    asked = {key: value.strip() for key, _, value in (word.partition("=") for word in overrides)}
+    chosen = {**default_choices(read_yaml(package_conf() / "config.yaml")), **asked}
+    method = choice_file("method", chosen["method"], path)
+    if method is not None:
+        chosen |= {**default_choices(read_yaml(method)), **asked}
+    found: dict[str, str] = {}
+    for group, name in ((f"recommended/{chosen['method']}", chosen["scale"]), ("dataset", chosen["dataset"])):
+        file = choice_file(group, name, path)
+        found |= header_choices(file) if file is not None else {}
+    return [f"{group}={name}" for group, name in found.items() if group not in asked]
+
+
 def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, Any], bool]:
     """The keys of the config that a command line leads to, from the YAML files alone, and whether they are all there.
 
     Good enough to complete and to refuse keys, at a tenth of the cost of Hydra. Not all are there when a file composes
     further ones, has another package, or when the command line adds choices. Values are those of the last file read.
     """
+    overrides = [*brought_along(overrides, path), *overrides]
     tree = read_yaml(package_conf() / "config.yaml")
     chosen = default_choices(tree)
     exact = all(word[:1] not in "+~" for word in overrides)
