@@ -16,6 +16,7 @@ from torch import nn
 from runner import randomness
 from runner.checkpoints import Checkpoints
 from runner.durable import Durable
+from runner.environment import threads_each
 from runner.errors import UserError
 from runner.evaluation import accuracy_and_loss, batch_statistics, classify, in_order
 from runner.folder import RunFolder
@@ -169,7 +170,7 @@ class Context:
             colour=colour,
             drop_last=drop_last,
             device=self.device,
-            workers=self.settings.hardware.workers,
+            workers=self._workers(),
         )
 
     # ---- networks --------------------------------------------------------------------------------------------------
@@ -336,6 +337,11 @@ class Context:
             replace_atomic(folder / f"{name}.{kind}", lambda path, kind=kind: figure.savefig(path, format=kind))
 
     # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _workers(self) -> int | None:
+        """Processes that read image files; several ranks divide the cores."""
+        workers = self.settings.hardware.workers
+        return threads_each(self.ranks.count) if workers is None and self.ranks is not None else workers
 
     def _built(self, settings: ModelSettings) -> nn.Module:
         from runner.models import build_model
