@@ -16,12 +16,8 @@ from runner.errors import UserError, did_you_mean, nearest
 # Hydra's own keys that mean something here; folders and logging are the runner's business.
 HYDRA_PREFIXES = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 LABELS = ("method.name", "scale.name", "recipe.name")  # results are filed under these; they are what was chosen
-OVERLAYS = (
-    "recommended/dataset",
-    "recommended/recipe",
-    "recommended",
-    "recommended/constants",
-)  # the last of config.yaml first
+# the last of config.yaml first
+OVERLAYS = ("recommended/dataset", "recommended/recipe", "recommended", "recommended/constants")
 COMMAND_LINE = " (set on the command line)"
 _OVERRIDE = re.compile(
     r"(?P<sign>\+\+|\+|~)?(?P<key>\w[\w$-]*(?:[./]\w[\w$-]*)*)(?P<package>@[^=]*)?(?:=(?P<value>.*))?", re.DOTALL
@@ -68,7 +64,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     path = registry.search_path(config_dirs)
     overrides = _role_choices(overrides, path)
     _check_words(overrides, path)
-    given, overrides = overrides, [*_brought_along(overrides, path), *overrides]
+    given, overrides = overrides, [*registry.brought_along(overrides, path), *overrides]
     _check_keys(overrides, path)
     cfg = hydra_compose(overrides, path)
 
@@ -161,18 +157,6 @@ def _check_keys(overrides: Sequence[str], path: Sequence[Path]) -> None:
         key = word.partition("=")[0]
         if "@" not in key and not key.startswith("hydra") and key not in groups and key not in valid:
             raise _unknown_key(key, valid, groups, word)
-
-
-def _brought_along(overrides: Sequence[str], path: Sequence[Path]) -> list[str]:
-    """What ``registry.brought_along`` finds for a command line, as overrides. (Hydra allows none in what an
-    interpolation names.)"""
-    asked = {key: value.strip() for key, _, value in (word.partition("=") for word in overrides)}
-    chosen = {**_default_groups(), **asked}
-    method = registry.choice_file("method", chosen["method"], path)
-    if method is not None:
-        chosen |= {**registry.default_choices(registry.read_yaml(method)), **asked}
-    found = registry.brought_along(chosen, path)
-    return [f"{group}={name}" for group, name in found.items() if group not in asked]
 
 
 def _default_groups() -> dict[str, str]:

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -151,16 +151,6 @@ def header_choices(file: Path) -> dict[str, str]:
     return found
 
 
-def brought_along(chosen: Mapping[str, str], path: Sequence[Path]) -> dict[str, str]:
-    """Group -> name that a method's settings for a scale, and before them its data set, bring along by a line
-    '# @override group=name', for the choices of method, scale and dataset; the command line wins over them."""
-    found: dict[str, str] = {}
-    for group, name in ((f"recommended/{chosen['method']}", chosen["scale"]), ("dataset", chosen["dataset"])):
-        file = choice_file(group, name, path)
-        found |= header_choices(file) if file is not None else {}
-    return found
-
-
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every leaf; an empty mapping counts as a leaf."""
     for key, value in tree.items():
@@ -182,12 +172,28 @@ def default_choices(content: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def brought_along(overrides: Sequence[str], path: Sequence[Path]) -> list[str]:
+    """Choices that a method's settings for a scale, and before them its data set, bring along by a line
+    '# @override group=name'; the command line wins. (Hydra allows no overrides in what an interpolation names.)"""
+    asked = {key: value.strip() for key, _, value in (word.partition("=") for word in overrides)}
+    chosen = {**default_choices(read_yaml(package_conf() / "config.yaml")), **asked}
+    method = choice_file("method", chosen["method"], path)
+    if method is not None:
+        chosen |= {**default_choices(read_yaml(method)), **asked}
+    found: dict[str, str] = {}
+    for group, name in ((f"recommended/{chosen['method']}", chosen["scale"]), ("dataset", chosen["dataset"])):
+        file = choice_file(group, name, path)
+        found |= header_choices(file) if file is not None else {}
+    return [f"{group}={name}" for group, name in found.items() if group not in asked]
+
+
 def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, Any], bool]:
     """The keys of the config that a command line leads to, from the YAML files alone, and whether they are all there.
 
     Good enough to complete and to refuse keys, at a tenth of the cost of Hydra. Not all are there when a file composes
     further ones, has another package, or when the command line adds choices. Values are those of the last file read.
     """
+    overrides = [*brought_along(overrides, path), *overrides]
     tree = read_yaml(package_conf() / "config.yaml")
     chosen = default_choices(tree)
     exact = all(word[:1] not in "+~" for word in overrides)
@@ -197,7 +203,6 @@ def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, A
     method_file = choice_file("method", asked.get("method", chosen["method"]), path)
     chosen |= default_choices(read_yaml(method_file)) if method_file else {}
     chosen |= asked
-    chosen |= {group: name for group, name in brought_along(chosen, path).items() if group not in asked}
     tree.pop("defaults")
     for group, name in chosen.items():
         exact &= _place(tree, group, name, group, path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,10 +19,8 @@ from runner.errors import UserError
 from runner.fit import fit, test_metrics
 from runner.methods.distillation.losses import kl_divergence
 from runner.methods.distillation.pair import frozen
-from runner.methods.distillation.teacher_checkpoints import epoch_of, file_of
-from runner.models.weights import assign, read_tensors
+from runner.methods.distillation.teacher_checkpoints import epoch_of, epochs_of, stored_checkpoints
 from runner.plan import cell_config, role_config
-from runner.product import load
 
 if TYPE_CHECKING:
     from runner.context import Context
@@ -34,6 +32,7 @@ class CheckpointKD:
 
     checkpoints: Annotated[int, Field(gt=0)] = 10  # that each teacher's run keeps, at equal distances
     members: list[Annotated[int, Field(gt=0)]] = field(default_factory=lambda: [5])  # of them; several: an ensemble
+    select: Literal["given", "information"] = "given"  # information: the member that checkpoint_selection chooses
     teacher_runs: Annotated[int, Field(gt=0)] = 1  # seeds teacher.seed, teacher.seed + 1, ...; each gives its members
     average: Literal["logits", "losses"] = "logits"  # over the teachers
     temperature: Annotated[float, Field(gt=0)] = 5.0
@@ -66,7 +65,8 @@ class CheckpointKD:
         """Returns accuracy, accuracy_teacher (0..1, test; of several teachers that of their mean logits), loss,
         entropy_teacher (nats a test example), and teacher_epochs, what the teachers cost to train."""
         student = ctx.model()
-        teachers = nn.ModuleList(self._teachers(ctx))
+        members, networks = self._teachers(ctx)
+        teachers = nn.ModuleList(networks)
         if self.teacher_mode == "training":
             teachers.train()
             ctx.track(teachers=teachers)
@@ -85,12 +85,12 @@ class CheckpointKD:
         ctx.profile(student, "final")
         ctx.save_model(student)
         ensemble = Ensemble(teachers.eval())
-        epochs = _epochs(ctx.config["teacher"]["recipe"]["epochs"], ctx)
+        epochs = epochs_of(ctx.config["teacher"]["recipe"]["epochs"], ctx)
         return {
             **test_metrics(ctx, student, fitted),
             "accuracy_teacher": ctx.evaluate(ensemble, "test", record=False)["accuracy"],
             "entropy_teacher": ctx.once("entropy of the teacher", lambda: _mean_entropy(ctx, ensemble)),
-            "teacher_epochs": float(self.teacher_runs * epoch_of(max(self.members), self.checkpoints, epochs)),
+            "teacher_epochs": float(self.teacher_runs * epoch_of(max(members), self.checkpoints, epochs)),
         }
 
     def divergence(self, s: Tensor, teachers: Sequence[Tensor]) -> Tensor:
@@ -104,26 +104,28 @@ class CheckpointKD:
             return self.temperature * kl_divergence(s, t / self.temperature)
         return self.temperature**2 * kl_divergence(s, t, self.temperature)
 
-    def _teachers(self, ctx: Context) -> list[nn.Module]:
+    def _teachers(self, ctx: Context) -> tuple[list[int], list[nn.Module]]:
         if ctx.role_model("teacher").weights is not None:
             raise UserError(
                 "teacher.model.weights: this method needs the checkpoints of the teacher's training, so it trains the "
                 "teacher itself; leave the weights out"
             )
+        base = role_config(ctx.config, "teacher", ctx.launch.search_path)
+        members = self.members if self.select == "given" else [self._selected(ctx, base)]
         found = []
         for number in range(self.teacher_runs):
-            base = role_config(ctx.config, "teacher", ctx.launch.search_path)
-            seed = base["seed"] + number
-            fields = {"checkpoints": self.checkpoints}
-            config = cell_config(base, "teacher_checkpoints", fields, None, seed, ctx.launch.search_path)
-            cell = run_cell(ctx, config, as_role="teacher" if number == 0 else f"teacher {number + 1}")
-            epochs = _epochs(base["recipe"]["epochs"], ctx)
-            for member in self.members:
-                teacher = load(cell.folder / "artifacts" / "model")
-                file = cell.folder / "artifacts" / file_of(epoch_of(member, self.checkpoints, epochs))
-                assign(teacher, read_tensors(file), file)
-                found.append(frozen(ctx, teacher.to(ctx.device)))
-        return found
+            config = {**base, "seed": base["seed"] + number}
+            role = "teacher" if number == 0 else f"teacher {number + 1}"
+            found += stored_checkpoints(ctx, config, self.checkpoints, members, role)
+        return members, [frozen(ctx, teacher) for teacher in found]
+
+    def _selected(self, ctx: Context, base: dict[str, Any]) -> int:
+        fields = {"checkpoints": self.checkpoints}
+        config = cell_config(base, "checkpoint_selection", fields, None, None, ctx.launch.search_path)
+        cell = run_cell(ctx, config, as_role="selection")
+        member = int(cell.result["metrics"]["selected"])
+        ctx.say(f"selection: checkpoint {member} of {self.checkpoints}")
+        return member
 
 
 class Ensemble(nn.Module):
@@ -135,10 +137,6 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.stack([member(images) for member in self.members]).mean(0)
-
-
-def _epochs(epochs: int, ctx: Context) -> int:
-    return min(epochs, ctx.scale.max_epochs or epochs)
 
 
 def _mean_entropy(ctx: Context, network: nn.Module) -> float:

@@ -5,14 +5,19 @@ Wang et al., NeurIPS 2022, arXiv:2210.06458; official code LeapLabTHU/Checkpoint
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch.nn.functional import cross_entropy
 
+from runner.cells import run_cell
 from runner.fit import fit, test_metrics
+from runner.models.weights import assign, read_tensors
+from runner.plan import cell_config
+from runner.product import load
 from runner.storage import replace_atomic
 
 if TYPE_CHECKING:
@@ -40,7 +45,7 @@ class TeacherCheckpoints:
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns accuracy (0..1), loss (nats) on the test split, and accuracy_best_validation if there is one."""
         network = ctx.model()
-        epochs = min(ctx.recipe.epochs, ctx.scale.max_epochs or ctx.recipe.epochs)
+        epochs = epochs_of(ctx.recipe.epochs, ctx)
         kept = {epoch_of(number, self.checkpoints, epochs) for number in range(1, self.checkpoints + 1)}
 
         def loss(images: Tensor, labels: Tensor, epoch: int) -> Tensor:
@@ -53,6 +58,33 @@ class TeacherCheckpoints:
         ctx.profile(network, "final")
         ctx.save_model(network)
         return test_metrics(ctx, network, fitted)
+
+
+def stored_checkpoints(
+    ctx: Context,
+    config: Mapping[str, Any],
+    checkpoints: int,
+    members: Sequence[int] | None = None,
+    role: str = "teacher",
+) -> list[nn.Module]:
+    """The networks of ``members`` (numbers from 1; None: all) of the run that trains ``config``'s network, a cell."""
+    config = cell_config(
+        config, "teacher_checkpoints", {"checkpoints": checkpoints}, None, None, ctx.launch.search_path
+    )
+    artifacts = run_cell(ctx, config, as_role=role).folder / "artifacts"
+    epochs = epochs_of(config["recipe"]["epochs"], ctx)
+    found = []
+    for member in members or range(1, checkpoints + 1):
+        network = load(artifacts / "model")
+        file = artifacts / file_of(epoch_of(member, checkpoints, epochs))
+        assign(network, read_tensors(file), file)
+        found.append(network.to(ctx.device))
+    return found
+
+
+def epochs_of(epochs: int, ctx: Context) -> int:
+    """Of a recipe, as the scale caps them."""
+    return min(epochs, ctx.scale.max_epochs or epochs)
 
 
 def epoch_of(number: int, checkpoints: int, epochs: int) -> int:

@@ -75,7 +75,10 @@ def _settings(method: registry.Description, path: Sequence[Path]) -> None:
     chosen = registry.default_choices(registry.read_yaml(registry.package_conf() / "config.yaml"))
     chosen |= registry.default_choices(own)
     brought = {
-        scale: registry.brought_along({**chosen, "method": method.name, "scale": scale}, path) for scale in SCALES
+        scale: dict(
+            word.split("=") for word in registry.brought_along([f"method={method.name}", f"scale={scale}"], path)
+        )
+        for scale in SCALES
     }
     chosen |= brought["paper"]
     print("\nRuns on")

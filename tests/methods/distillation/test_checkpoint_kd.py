@@ -1,6 +1,7 @@
 """Teachers from checkpoints: the loss on the card's worked numbers, and which weights are kept and read."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from commands import runner
 from safetensors.torch import load_file
 
 from runner.methods.distillation.checkpoint_kd import CheckpointKD, Ensemble
+from runner.methods.distillation.checkpoint_selection import choose
 from runner.methods.distillation.teacher_checkpoints import epoch_of, file_of
 from runner.product import load
 
@@ -89,3 +91,22 @@ def test_given_weights_have_no_checkpoints(tmp_path):
     first = runner("method=supervised", *SMOKE, place=tmp_path)
     answer = runner("method=checkpoint_kd", *SMOKE, f"teacher.model.weights={first.folder}", place=tmp_path)
     assert answer.code == 2 and "leave the weights out" in answer.err
+
+
+def test_the_selection_adds_both_informations():
+    reconstruction, classification = torch.tensor([0.30, 0.28, 0.32]), torch.tensor([2.0, 1.0, 0.5])
+    assert choose(reconstruction, classification, "minmax") == 2  # 0.5 + 0, 1 + 0.667, 0 + 1
+    assert choose(reconstruction, classification, "raw") == 3
+    for balance in ("minmax", "raw"):  # with nothing to tell about images, the most accurate probe's
+        assert choose(torch.full((3,), 0.3), torch.tensor([2.0, 0.5, 1.0]), balance) == 2
+
+
+def test_the_selected_checkpoint_teaches(tmp_path):
+    selection = ("method.select=information", "method.members=[1]")
+    answer = runner("method=checkpoint_kd", *SMOKE, *TEACHER, *selection, place=tmp_path)
+    assert answer.code == 0, answer.err
+    runs = answer.folder.parent.parent
+    found = json.loads((runs / answer.result["phases"]["selection"]["run"] / "result.json").read_text())["metrics"]
+    assert answer.result["metrics"]["teacher_epochs"] == found["selected"]  # four checkpoints of four epochs
+    assert all(f"{name}_{k}" in found for name in ("reconstruction", "classification") for k in (1, 2, 3, 4))
+    assert len(list(runs.glob("teacher_checkpoints-*/*"))) == 1  # one training for the selection and the student

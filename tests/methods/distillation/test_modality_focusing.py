@@ -98,9 +98,26 @@ def test_more_columns_than_there_are_are_refused():
         ModalityFocusing(experiment="vary_gamma", varied=11)
 
 
-def test_algorithm_1_finds_the_shared_columns(tmp_path):
-    answer = runner("method=modality_focusing", "hardware=cpu", "tracking=none", place=tmp_path)
+def test_other_teachers_than_the_experiment_has_are_refused():
+    with pytest.raises(ValueError, match=r"vary_alpha takes none or regular, not general"):
+        ModalityFocusing(experiment="vary_alpha")
+
+
+def test_algorithm_1_finds_the_shared_columns_and_its_less_accurate_teacher_teaches_better(tmp_path):
+    found = {}
+    for teacher in ("general", "regular"):
+        answer = runner(
+            "method=modality_focusing", f"method.teacher={teacher}", "hardware=cpu", "tracking=none", place=tmp_path
+        )
+        assert answer.code == 0, answer.err
+        found[teacher] = answer.result["metrics"]
+    assert found["general"]["hit_rate"] >= 0.9
+    assert found["regular"]["accuracy_teacher"] > found["general"]["accuracy_teacher"] + 0.05
+    assert found["general"]["accuracy"] > found["regular"]["accuracy"]
+
+
+@pytest.mark.parametrize("teacher", ["none", "exchanged", "random", "shared"])
+def test_every_control_runs(tmp_path, teacher):
+    answer = runner("method=modality_focusing", f"method.teacher={teacher}", "scale=smoke", place=tmp_path)
     assert answer.code == 0, answer.err
-    metrics = answer.result["metrics"]
-    assert metrics["hit_rate"] >= 0.9
-    assert metrics["accuracy_teacher"] > metrics["accuracy_teacher_general"] + 0.05
+    assert ("accuracy_teacher" in answer.result["metrics"]) == (teacher != "none")
