@@ -16,7 +16,8 @@ from runner.errors import UserError, did_you_mean, nearest
 # Hydra's own keys that mean something here; folders and logging are the runner's business.
 HYDRA_PREFIXES = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 LABELS = ("method.name", "scale.name", "recipe.name")  # results are filed under these; they are what was chosen
-OVERLAYS = ("recommended/recipe", "recommended", "recommended/constants")  # the last of config.yaml first
+# the last of config.yaml first
+OVERLAYS = ("recommended/dataset", "recommended/recipe", "recommended", "recommended/constants")
 COMMAND_LINE = " (set on the command line)"
 _OVERRIDE = re.compile(
     r"(?P<sign>\+\+|\+|~)?(?P<key>\w[\w$-]*(?:[./]\w[\w$-]*)*)(?P<package>@[^=]*)?(?:=(?P<value>.*))?", re.DOTALL
