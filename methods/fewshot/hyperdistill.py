@@ -71,7 +71,8 @@ class HyperDistill:
         "ICLR 2022."
     )
     deviations: ClassVar[tuple[str, ...]] = (
-        "of the paper's three meta-models the one of shared layers; not WarpGrad, not the network that weights losses",
+        "of the paper's three meta-models the one of shared layers; not WarpGrad, not the network that weights losses; "
+        "of its baselines not the Neumann series",
         "momentum belongs to the inner SGD's steps, and not to the products (the paper does not say)",
         "one estimate of size serves all tasks of a meta-batch",
         "augmentation changes the images of a training task once, not in every step",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
 
+from runner.errors import UserError
 from runner.methods.fewshot.gradient_learner import GradientLearner
 from runner.methods.fewshot.inner_loop import BatchStatisticsNorm, Weights, head_module, task_loss
 from runner.methods.fewshot.meta_training import MetaTraining, measure, meta_learn, summary
@@ -68,7 +69,13 @@ class MetaDropout:
 
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns what ``meta_learn`` returns, and with ``train_tasks`` accuracy_train, on training classes."""
-        learner = MetaDropoutLearner(ctx.model(), self)
+        network = ctx.model()
+        if self.initial_deviation is not None and ctx.settings.model.weights is not None:
+            raise UserError(
+                f"model.weights={ctx.settings.model.weights}: method.initial_deviation={self.initial_deviation} would "
+                "overwrite them; set method.initial_deviation=null"
+            )
+        learner = ctx.initialised("learner", lambda: MetaDropoutLearner(network, self))
         metrics = meta_learn(ctx, learner, self.training, outer=learner.outer, predict=learner.predict)
         if self.train_tasks:
             rows = measure(

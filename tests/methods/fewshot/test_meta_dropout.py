@@ -73,12 +73,12 @@ def test_noise_is_drawn_for_support_images_alone():
 def test_the_head_has_one_deviation_for_all_classes_of_an_example():
     found, one = learner(initial_deviation=1.0), task()
     assert sum(value.numel() for value in found.head_noise.parameters()) == found.network.head.in_features + 1
-    features = torch.rand(2, found.network.head.in_features)
+    features = torch.rand(2, found.network.head.in_features).expand(4000, -1, -1)
     mean = found.network.head(features)
     found.sampling = True
     torch.manual_seed(0)
-    draws = torch.stack([found.network.head(features) - mean for _ in range(2000)])
-    expected = torch.log1p(found.head_noise(features).exp()).expand(2, 3)
+    draws = found.network.head(features) - mean
+    expected = torch.log1p(found.head_noise(features[0]).exp()).expand(2, 3)
     assert torch.allclose(draws.std(0), expected, rtol=0.06)
     assert not torch.allclose(expected[0], expected[1], rtol=0.01)
     assert found.adapt(*one[:2], 1).keys() == {
@@ -136,4 +136,4 @@ def test_ablations_train_the_parameters_of_the_noise_that_they_use(noise, traine
     found = learner(noise)
     phi = [*found.noises.parameters(), *found.head_noise.parameters()]
     assert sum(value.requires_grad for value in phi) == trained
-    assert all(float(value.abs().sum()) == 0 for value in phi)
+    assert all(not value.any() for value in phi)
