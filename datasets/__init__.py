@@ -31,7 +31,17 @@ NAMED = ("digits", "fashion_mnist", "image_folder", "imagenet", "tiny_imagenet",
 MODULES = {
     **{name: f"runner.datasets.{name}" for name in NAMED},
     **dict.fromkeys(("cifar10", "cifar100"), "runner.datasets.cifar"),
-    **dict.fromkeys(("episode_folder", "tiny_imagenet_episodes"), "runner.datasets.episode_folder"),
+    **dict.fromkeys(
+        (
+            "cifar_fs_episodes",
+            "cub_episodes",
+            "episode_folder",
+            "mini_imagenet_episodes",
+            "tiered_imagenet_episodes",
+            "tiny_imagenet_episodes",
+        ),
+        "runner.datasets.episode_folder",
+    ),
     "glyph_episodes": "runner.datasets.glyphs",
     "omniglot_episodes": "runner.datasets.omniglot",
     "sinusoid": "runner.datasets.sinusoid",

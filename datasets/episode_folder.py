@@ -4,7 +4,8 @@
 - train/CLASS/image, val/CLASS/image and test/CLASS/image, each class in one split;
 - images and the lists train.csv, val.csv and test.csv with the columns filename and label (miniImageNet's published
   splits), wherever the images lie.
-``dataset=tiny_imagenet_episodes`` takes the training images of Tiny ImageNet instead (what ``dataset=tiny_imagenet``
+``mini_imagenet_episodes``, ``tiered_imagenet_episodes``, ``cifar_fs_episodes`` and ``cub_episodes`` are such folders or
+archives under their names in paths.data, where dataset.path names no other. ``tiny_imagenet_episodes`` takes the training images of Tiny ImageNet instead (what ``dataset=tiny_imagenet``
 reads) and divides its 200 classes, sorted by WordNet id, into 120, 40 and 40.
 """
 
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 KIND = "episodes"
 TINY = "tiny_imagenet_episodes"
+NAMES = {  # of sets that nobody may hand out here: below paths.data, a folder or an archive
+    "mini_imagenet_episodes": "miniImageNet",
+    "tiered_imagenet_episodes": "tieredImageNet",
+    "cifar_fs_episodes": "CIFAR-FS",
+    "cub_episodes": "CUB",
+}
+ENDINGS = ("", ".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz")
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 LAYOUT = "train/CLASS/image, val/CLASS/image and test/CLASS/image, or images with train.csv, val.csv and test.csv"
 PROPORTIONS = (0.6, 0.2)  # of Tiny ImageNet's classes for training and validation
@@ -36,9 +44,7 @@ def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:
     if settings.name == TINY:
         tiny_imagenet.check(settings, data_root, offline)
         return
-    if settings.path is None:
-        raise UserError(f"dataset=episode_folder needs dataset.path=PATH: {archive.KINDS} of {LAYOUT}")
-    archive.check(files.user_path(settings.path))
+    archive.check(_place(settings, data_root))
 
 
 def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> EpisodeData:
@@ -48,7 +54,7 @@ def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> EpisodeD
     from runner.datasets.images import Images
 
     tiny = settings.name == TINY
-    path = tiny_imagenet.place(settings, data_root) if tiny else files.user_path(settings.path)
+    path = tiny_imagenet.place(settings, data_root) if tiny else _place(settings, data_root)
     classes, count = episodes.smoke_sizes(episodes.episode_settings(settings), limits.train)
     key = decoded.key(files.fingerprint(path, times=True), settings.name, settings.image_size, classes, count)
     stored = decoded.read(key)
@@ -69,8 +75,25 @@ def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> EpisodeD
             splits[split] = Images(pixels[split], labels, torch.arange(len(labels)))
         names = [name for members in found.values() for name in members]
         decoded.write(key, splits, names, [])
-    shown = "Tiny ImageNet" if tiny else f"episode_folder:{path.resolve().stem.removesuffix('.tar')}"
+    named = "Tiny ImageNet" if tiny else NAMES.get(settings.name)
+    shown = named or f"episode_folder:{path.resolve().stem.removesuffix('.tar')}"
     return episodes.assemble(settings, shown, splits, names)
+
+
+def _place(settings: DatasetSettings, data_root: Path) -> Path:
+    """The folder or archive. Raises UserError where there is none."""
+    if settings.path is not None:
+        return files.user_path(settings.path)
+    if settings.name not in NAMES:
+        raise UserError(f"dataset={settings.name} needs dataset.path=PATH: {archive.KINDS} of {LAYOUT}")
+    name = NAMES[settings.name]
+    found = [path for ending in ENDINGS if (path := data_root / f"{name}{ending}").exists()]
+    if not found:
+        raise UserError(
+            f"{name} is not in {data_root}: its publishers ask for registration, so nothing is fetched; put your copy "
+            f"there as {name} or {name}.zip, or set dataset.path: {LAYOUT}"
+        )
+    return found[0]
 
 
 def arrange(path: Path, names: list[str]) -> Members:

@@ -6,9 +6,11 @@ stream of its own, so neither the number of workers nor the batch at which an ep
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from runner.randomness import stream_seed
 CROP_SCALE = (0.08, 1.0)  # part of the image's area (Szegedy et al. 2014, arXiv:1409.4842, section 6)
 RESIZED = 256 / 224  # the shorter side at evaluation, over the side of the centre that is cut out
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_OPEN: weakref.WeakSet = weakref.WeakSet()  # epochs that are being read
 MAX_WORKERS = 8  # of those that the number of cores suggests
 
 
@@ -90,13 +93,16 @@ class FileBatches(Batches):
 
         The augmentation's seed is that of torch's global generator at the call, which ``Loop`` sets every epoch.
         """
-        return self._read(self._rows(generator_seed, start, stride, part), torch.initial_seed())
+        epoch = self._read(self._rows(generator_seed, start, stride, part), torch.initial_seed())
+        _OPEN.add(epoch)
+        return epoch
 
     def _read(self, batches: list[tuple[Tensor, slice]], seed: int) -> Iterator[Batch]:
         flip = None if self.augmentation is None else self.augmentation.horizontal_flip
+        reader = _Reader(self.images, flip, self.views, seed)
         workers = min(self.workers, len(batches))
         loader = DataLoader(
-            _Reader(self.images, flip, self.views, seed),
+            reader,
             batch_size=None,  # an item is a batch
             sampler=[rows[wanted] for rows, wanted in batches],
             num_workers=workers,
@@ -107,16 +113,22 @@ class FileBatches(Batches):
         )
         with _signals_held():
             read = iter(loader)
-        for (rows, wanted), pixels in zip(batches, read, strict=True):
-            if isinstance(pixels, str):
-                raise UserError(pixels)
-            count, rows = len(rows) * self.views, rows[wanted]
-            pixels = pixels.to(self.device, non_blocking=True)
-            images = augment(pixels, None, self.colour, self._of_views(wanted), count)
-            images = (images.float() - self.mean) / self.std
-            if self.views > 1:
-                images = images.unflatten(0, (-1, self.views))
-            yield Batch(images, self.images.labels[rows].to(self.device), rows.to(self.device))
+        try:
+            for (rows, wanted), pixels in zip(batches, read, strict=True):
+                yield self._batch_of(rows, wanted, pixels)
+        finally:
+            del read  # its workers end with it, also where a traceback keeps this frame
+
+    def _batch_of(self, rows: Tensor, wanted: slice, pixels: Tensor | str) -> Batch:
+        if isinstance(pixels, str):
+            raise UserError(pixels)
+        count, rows = len(rows) * self.views, rows[wanted]
+        pixels = pixels.to(self.device, non_blocking=True)
+        images = augment(pixels, None, self.colour, self._of_views(wanted), count)
+        images = (images.float() - self.mean) / self.std
+        if self.views > 1:
+            images = images.unflatten(0, (-1, self.views))
+        return Batch(images, self.images.labels[rows].to(self.device), rows.to(self.device))
 
 
 class _Reader(Dataset):
@@ -170,6 +182,13 @@ def _begin_worker(run: int, worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux" and os.getppid() != run:
         os._exit(1)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Before multiprocessing waits for them at exit, after a signal that they ignore."""
+    for epoch in list(_OPEN):
+        epoch.close()
 
 
 def default_workers() -> int:

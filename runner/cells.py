@@ -24,7 +24,7 @@ from runner.folder import Locked, RunFolder
 from runner.metrics import MetricsFile
 from runner.observer import RunObserver, Silent
 from runner.plan import Plan, plan
-from runner.settings import Settings, build_method, load_target, validate
+from runner.settings import Settings, build_method, build_section, load_target, roles, validate
 from runner.storage import write_atomic, write_json
 from runner.tracking import Tracker
 
@@ -74,10 +74,12 @@ def check(planned: Plan) -> Checked:
     config = planned.config
     settings = validate(config, planned.origin)
     check_dataset(settings.dataset, Path(settings.paths.data).expanduser(), settings.offline)
-    check_weights(settings.model, settings.offline)
-    if settings.dataset.image_size is not None:
-        stem = settings.scale.small_image_stem
-        resolve(settings.model, image_size=settings.dataset.image_size, small_image_stem=stem)
+    own = [build_section("model", section["model"]) for section in roles(config).values() if "model" in section]
+    for model in (settings.model, *own):
+        check_weights(model, settings.offline)
+        if settings.dataset.image_size is not None:
+            stem = settings.scale.small_image_stem
+            resolve(model, image_size=settings.dataset.image_size, small_image_stem=stem)
     method_class = load_target(config["method"]["target"])
     if not (is_dataclass(method_class) and callable(getattr(method_class, "run", None))):
         raise UserError(

@@ -36,6 +36,7 @@ HELP = """\
 runner: one command turns method x model x dataset x hardware into a result that can be trusted.
 
   runner method=ekg model=resnet50        run one experiment; everything has a default
+  runner -m method=ekg,supervised seed=0,1     a sweep: every combination
   runner method=ekg recipe.epochs=10      any setting, in Hydra's grammar: key=value, group=name, +key=value, ~key
 
 Commands
@@ -44,7 +45,8 @@ Commands
 Options
   --cfg job          print the composed config and stop; --resolve fills in interpolations, --package KEY prints a part
   --config-dir DIR   a folder with your own method/, model/, dataset/ ... configs; repeatable (also RUNNER_CONFIG_PATH)
-  -m, --multirun     run every combination of comma-separated values
+  -m, --multirun     run every combination: a,b,c  range(0,5)  glob(resnet*)  choice(...); hydra/launcher=ray|
+                     submitit_local|submitit_slurm runs the cells on an engine, hardware.slots=N sets cells at once here
   -h, --help         this text; `runner COMMAND --help` for a command
   --version
 
@@ -53,7 +55,8 @@ Often used
   scale=smoke|desk|paper                  seconds | minutes, a demonstration (the default) | the paper's own protocol
   hardware=auto|cpu|gpu|multi_gpu  tracking=offline|online|none  seed=0  paths.runs=DIR  force=true
 
-A run's last line on standard output is the path of its result.json; everything else goes to standard error.
+A run's last line on standard output is the path of its result.json, a sweep's that of its summary.json;
+everything else goes to standard error.
 Exit codes: 0 done, 2 the request was wrong, 1 the run failed, 75 stopped and resumable by the same command.
 """
 

@@ -16,6 +16,7 @@ from runner.errors import UserError, did_you_mean, nearest
 # Hydra's own keys that mean something here; folders and logging are the runner's business.
 HYDRA_PREFIXES = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 LABELS = ("method.name", "scale.name", "recipe.name")  # results are filed under these; they are what was chosen
+OVERLAYS = ("recommended/recipe", "recommended", "recommended/constants")  # the last of config.yaml first
 COMMAND_LINE = " (set on the command line)"
 _OVERRIDE = re.compile(
     r"(?P<sign>\+\+|\+|~)?(?P<key>\w[\w$-]*(?:[./]\w[\w$-]*)*)(?P<package>@[^=]*)?(?:=(?P<value>.*))?", re.DOTALL
@@ -59,8 +60,8 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     ``config_dirs`` are searched after the package's own conf/ (then RUNNER_CONFIG_PATH). Raises UserError for
     anything wrong in the overrides or in a config file.
     """
-    overrides = list(overrides)
     path = registry.search_path(config_dirs)
+    overrides = _role_choices(overrides, path)
     _check_words(overrides, path)
     given, overrides = overrides, [*_brought_along(overrides, path), *overrides]
     _check_keys(overrides, path)
@@ -96,6 +97,25 @@ def _set_with_missing_name(error: Exception, overrides: Sequence[str]) -> str | 
     missing = re.search(r"Interpolation key '([^']+)' not found", str(error))
     words = [word for word in overrides if missing and "${" + missing[1] in word]
     return words[0].partition("=")[0].lstrip("+") if words else None
+
+
+def _role_choices(overrides: Sequence[str], path: Sequence[Path]) -> list[str]:
+    """Write teacher.model=NAME as Hydra does, model@teacher.model=NAME, for the networks that the chosen method starts
+    from; their recipe likewise, and the data set where the network is the role's own."""
+    words = [re.fullmatch(r"(?P<role>\w+)\.(?P<group>model|recipe|dataset)=(?P<name>[\w./-]+)", w) for w in overrides]
+    if not any(words):
+        return list(overrides)
+    asked = [word.partition("=")[2] for word in overrides if word.startswith("method=")]
+    file = registry.choice_file("method", asked[-1] if asked else _default_groups()["method"], path)
+    entries = registry.read_yaml(file).get("defaults") or [] if file else []
+    packages = {key.lstrip("/") for entry in entries if isinstance(entry, dict) for key in entry}
+    written = []
+    for override, word in zip(overrides, words, strict=True):
+        choice = f"{word['group']}@{word['role']}.{word['group']}" if word else ""
+        if word and {choice, f"model@{word['role']}.model"} & packages:
+            override = f"{'' if choice in packages else '+'}{choice}={word['name']}"
+        written.append(override)
+    return written
 
 
 def _check_words(overrides: Iterable[str], path: Sequence[Path]) -> None:
@@ -317,7 +337,7 @@ def _origin(key: str, overrides: Iterable[str], choices: dict[str, str], path: S
         if match and match["key"] not in choices and (f"{key}.".startswith(f"{match['key']}.")):
             return "on the command line"
     section, _, rest = key.partition(".")
-    overlays = [f"{group}/{choices.get(f'{group}@_global_')}" for group in ("recommended/recipe", "recommended")]
+    overlays = [f"{group}/{choices.get(f'{group}@_global_')}" for group in OVERLAYS]
     candidates = [(overlay, key) for overlay in overlays] + [(f"method/{choices.get('method')}", key)]
     candidates += [(f"{section}/{choices.get(section)}", rest), ("config", key)]
     for relative, inner in candidates:

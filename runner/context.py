@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,12 @@ from torch import nn
 from runner import randomness
 from runner.checkpoints import Checkpoints
 from runner.durable import Durable
+from runner.environment import threads_each
 from runner.errors import UserError
 from runner.evaluation import accuracy_and_loss, batch_statistics, classify, in_order
 from runner.folder import RunFolder
 from runner.loop import Loop
+from runner.settings import build_section
 from runner.storage import replace_atomic
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from runner.durable import Observer
     from runner.progress import Progress
     from runner.ranks import Ranks
-    from runner.schema import Recipe, Scale
+    from runner.schema import ModelSettings, Recipe, Scale
     from runner.settings import Settings
 
 
@@ -164,44 +166,53 @@ class Context:
             colour=colour,
             drop_last=drop_last,
             device=self.device,
-            workers=self.settings.hardware.workers,
+            workers=self._workers(),
         )
 
     # ---- networks --------------------------------------------------------------------------------------------------
 
-    def model(self) -> nn.Module:
-        """The config's network: freshly initialised from its own random stream, or with ``model.weights``."""
-        from runner.models import build_model
+    def model(self, role: str | None = None) -> nn.Module:
+        """The config's network, or that of the section ``role``: freshly initialised from its own random stream, or
+        with ``model.weights``."""
+        settings = self.role_model(role)
+        names = [*filter(None, ["model", role]), self._next("model")]
+        with self._in_turn(), randomness.stream(self.durable.seeds.initialisation, *names):
+            return self._placed(self._built(settings))
 
-        data = self.data
-        with self._in_turn(), randomness.stream(self.durable.seeds.initialisation, "model", self._next("model")):
-            network = build_model(
-                self.settings.model,
-                num_classes=data.num_classes,
-                image_size=data.image_size,
-                channels=data.channels,
-                small_image_stem=self.scale.small_image_stem,
-                offline=self.config["offline"],
-            )
-        return self._placed(network)
+    def blank_model(self, role: str | None = None) -> nn.Module:
+        """The same without weights, on the meta device: shapes can be asked of it before anything is trained."""
+        with randomness.preserved(), torch.device("meta"):
+            return self._built(replace(self.role_model(role), weights=None, head="keep"))
+
+    def role_model(self, role: str | None) -> ModelSettings:
+        """The section ``model`` of a role; the run's own where the role has none."""
+        section = (self.config.get(role) or {}).get("model") if role else None
+        return self.settings.model if section is None else build_section("model", section)
+
+    def initialised(self, name: str, build: Callable[[], nn.Module]) -> nn.Module:
+        """A module that a method adds, initialised by ``build`` from a random stream of its own, on the device."""
+        with randomness.stream(self.durable.seeds.initialisation, "module", name):
+            return self._placed(build())
 
     def trained_model(self, role: str = "baseline") -> nn.Module:
         """The network of a ``supervised`` cell with its own key, seed and recipe (the config section ``role``).
 
-        ``model.weights`` takes its place when it is set. The network is on the device, in training mode, trainable.
+        ``model.weights`` (of the role's own model, where the section has one) takes its place when it is set. The
+        network is on the device, in training mode, trainable.
         """
         from runner.cells import run_cell
         from runner.plan import role_config
         from runner.product import load
 
-        if self.settings.model.weights is not None:
-            if self.settings.model.head == "reinit":
+        settings = self.role_model(role)
+        if settings.weights is not None:
+            if settings.head == "reinit":
                 raise UserError(
                     "model.head=reinit: this method starts from a trained network, and the new classifier is not; "
                     "train it first by method=supervised with the same model settings, then give that run's folder as "
                     "model.weights"
                 )
-            return self.model()
+            return self.model(None if settings is self.settings.model else role)
         cell = run_cell(self, role_config(self.config, role, self.launch.search_path), as_role=role)
         return self._placed(load(cell.folder / "artifacts" / "model"))
 
@@ -322,6 +333,23 @@ class Context:
             replace_atomic(folder / f"{name}.{kind}", lambda path, kind=kind: figure.savefig(path, format=kind))
 
     # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _workers(self) -> int | None:
+        """Processes that read image files; several ranks divide the cores."""
+        workers = self.settings.hardware.workers
+        return threads_each(self.ranks.count) if workers is None and self.ranks is not None else workers
+
+    def _built(self, settings: ModelSettings) -> nn.Module:
+        from runner.models import build_model
+
+        return build_model(
+            settings,
+            num_classes=self.data.num_classes,
+            image_size=self.data.image_size,
+            channels=self.data.channels,
+            small_image_stem=self.scale.small_image_stem,
+            offline=self.config["offline"],
+        )
 
     def _in_turn(self) -> AbstractContextManager:
         return nullcontext() if self.ranks is None else self.ranks.main_first()

@@ -159,7 +159,7 @@ def set_threads(count: int | None) -> int:
 
 
 def threads_each(processes: int) -> int | None:
-    """CPU threads for each of several processes that share this machine; None (torch's choice) for one."""
+    """Cores for each of several processes that share this machine; None (no limit) for one."""
     return None if processes == 1 else max(1, usable_cores() // processes)
 
 

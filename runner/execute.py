@@ -118,10 +118,10 @@ def _beside(
 
 
 def throw_away(config: dict[str, Any]) -> dict[str, Any]:
-    """The same run for debug=true: in a new folder that nothing reads again, in one process, not tracked."""
+    """The same run for debug=true: in a new folder that nothing reads again, one process and no workers, untracked."""
     folder = tempfile.mkdtemp(prefix="runner-debug-")
     say(f"debug=true: no stored result is read, all cells run anew in {folder}, to be thrown away")
-    changes = {"paths": {"runs": folder}, "hardware": {"processes": 1}, "tracking": {"mode": "none"}}
+    changes = {"paths": {"runs": folder}, "hardware": {"processes": 1, "workers": 0}, "tracking": {"mode": "none"}}
     return {**config, **{name: {**config[name], **values} for name, values in changes.items()}}
 
 

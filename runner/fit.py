@@ -40,6 +40,7 @@ def fit(
     name: str = "train",
     batches: Any = None,
     parameters: Any = None,
+    validate: bool = True,
 ) -> Fitted:
     """Trains ``model`` in place for the recipe's epochs.
 
@@ -52,11 +53,14 @@ def fit(
     Args:
         loss: called with the first of (images, labels, index) that it takes; returns a scalar tensor to minimise.
             labels are class numbers (B,) int64, or with ``mixup`` or ``cutmix`` probabilities (B, classes); the
-            attribute ``soft_labels`` of a method says that its loss takes both.
+            attribute ``soft_labels`` of a method says that its loss takes both. A parameter named ``epoch`` gets the
+            number of the epoch, from 0.
         recipe: default ``ctx.recipe``.
         name: of the loop; metrics are logged under it.
         batches: default the augmented training split in the recipe's batch size.
-        parameters: what is trained, default all of ``model``.
+        parameters: what is trained, default all of ``model``. What of it lies outside of ``model`` is the caller's to
+            ``ctx.track``, so that it is saved too.
+        validate: measure on the validation split after every epoch; off for a stage that trains no classifier.
     """
     recipe = recipe or ctx.recipe
     if batches is None:
@@ -66,7 +70,7 @@ def fit(
     parameters = list(model.parameters() if parameters is None else parameters)
     optimizer = build_optimizer(parameters, recipe.optimizer)
     best: dict[str, Any] = {"accuracy": -1.0, "weights": None}
-    validate = len(ctx.data.validation) > 0
+    validate = validate and len(ctx.data.validation) > 0
     mix = mixing(recipe, ctx.data.num_classes)
     averaged = None
     if recipe.ema_decay is not None:
@@ -74,7 +78,8 @@ def fit(
     gradients = Gradients(parameters) if recipe.accumulation > 1 else None
     ctx.track(model=model, optimizer=optimizer, best=best, averaged=averaged, gradients=gradients)
 
-    arguments = len(inspect.signature(loss).parameters)
+    names = list(inspect.signature(loss).parameters)
+    arguments = len([item for item in names if item != "epoch"])
     if ctx.ranks is not None:
         loss = ctx.ranks.parallel(loss, model, parameters)
     model.train()
@@ -97,7 +102,7 @@ def fit(
         if recipe.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         with ctx.autocast():
-            value = loss(*(images, *rest)[:arguments])
+            value = loss(*(images, *rest)[:arguments], **({"epoch": loop.epoch} if "epoch" in names else {}))
         part = value if loop.share == 1 else value * loop.share
         (part if size == 1 else part / size).backward()
         if place + 1 == size:

@@ -5,7 +5,7 @@ What enters: every section and value of the composed config except those named i
 | enters | as |
 |---|---|
 | method, recipe, scale, seed, seeds, precision, model, dataset, roles (baseline, teacher ...) | their values |
-| dataset.path, model.weights | the fingerprint of the content (sha256 of a file, names and sizes of a folder) |
+| dataset.path, model.weights, a role's too | the content (sha256 of a file, names and sizes of a folder) |
 | method.runs, method.example_properties | the fingerprint of the runs' test scores, of the file |
 | model.weights=imagenet | torchvision's name of the weights |
 | fields added later (conf/added_later.yaml), a role's too, while they stand at their neutral value | not at all |
@@ -54,9 +54,10 @@ def run_key(
     """
     decisive = {name: value for name, value in config.items() if name not in LEFT_OUT}
     flat = _flatten(decisive)
-    for path in {*PATHS, *(fingerprints or {})}:
-        if flat.get(path) is not None:
-            flat[path] = (fingerprints or {}).get(path)
+    paths = {*PATHS, *(fingerprints or {})}
+    for name, value in flat.items():
+        if value is not None and (name in paths or _in_role(name) in PATHS):
+            flat[name] = (fingerprints or {}).get(name)
     for field, neutral in (added_later or {}).items():
         for name in [name for name in flat if name == field or _in_role(name) == field]:
             if _canonical(flat[name]) == _canonical(neutral):

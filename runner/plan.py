@@ -59,14 +59,19 @@ def plan(config: Mapping[str, Any], origin: Callable[[str], str] | None = None) 
 def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     """The fingerprint of each path among the decisive values that is set."""
     found: dict[str, str] = {}
-    if config["dataset"].get("path"):
-        from runner.datasets import fingerprint
+    sections = {"": config} | {
+        f"{name}.": value for name, value in config.items() if name not in BASE and isinstance(value, Mapping)
+    }
+    for prefix, section in sections.items():
+        dataset, model = (section.get(name) or {} for name in ("dataset", "model"))
+        if dataset.get("path"):
+            from runner.datasets import fingerprint
 
-        content = fingerprint(config["dataset"]["name"], config["dataset"]["path"])
-        if content is not None:
-            found["dataset.path"] = content
-    if config["model"].get("weights"):
-        found["model.weights"] = weights_fingerprint(config["model"])
+            content = fingerprint(dataset["name"], dataset["path"])
+            if content is not None:
+                found[f"{prefix}dataset.path"] = content
+        if model.get("weights"):
+            found[f"{prefix}model.weights"] = weights_fingerprint(model, f"{prefix}model.weights")
     found |= _stored_runs(config["method"])
     return found
 
@@ -88,11 +93,11 @@ def _stored_runs(method: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def weights_fingerprint(model: Mapping[str, Any]) -> str:
+def weights_fingerprint(model: Mapping[str, Any], key: str = "model.weights") -> str:
     """The content of a weights file; of a run folder, the hash of the weights of its product; torchvision's name.
 
     Raises:
-        UserError: there are no weights at ``path``.
+        UserError: there are no weights at the path that ``key`` names.
     """
     from runner.datasets import files
     from runner.models import imagenet
@@ -105,7 +110,7 @@ def weights_fingerprint(model: Mapping[str, Any]) -> str:
     if place.is_dir():
         return read_architecture(find_product(place))["weights_sha256"]
     if not place.is_file():
-        raise UserError(f"model.weights: there is no file or run folder '{path}'")
+        raise UserError(f"{key}: there is no file or run folder '{path}'")
     return files.fingerprint(place)
 
 
@@ -124,7 +129,7 @@ def role_config(config: Mapping[str, Any], role: str, search_path: Sequence[Path
             f"the config has no section '{role}' (seed, recipe) for the network that the method starts from"
         )
     base = {name: value for name, value in config.items() if name in BASE}
-    changes = {name: section[name] for name in ("seed", "seeds", "recipe", "model") if name in section}
+    changes = {name: section[name] for name in ("seed", "seeds", "recipe", "model", "dataset") if name in section}
     return {**base, **changes, "method": _method_section("supervised", search_path)}
 
 

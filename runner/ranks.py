@@ -148,8 +148,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.loss, self.model, self.others = loss, model, nn.ParameterList(others)
 
-    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
-        return self.loss(*batch)
+    def forward(self, *batch: torch.Tensor, **named: Any) -> torch.Tensor:
+        return self.loss(*batch, **named)
 
 
 class Parts:

@@ -190,9 +190,14 @@ def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, A
     tree.pop("defaults")
     for group, name in chosen.items():
         exact &= _place(tree, group, name, group, path)
-    method, recipe, dataset = (chosen[group] for group in ("method", "recipe", "dataset"))
-    for overlay in (method, f"recipe/{recipe}", f"dataset/{dataset}/{method}"):
-        exact &= _place(tree, f"recommended/{overlay}", chosen["scale"], "", path)
+    method, recipe, dataset, scale = (chosen[group] for group in ("method", "recipe", "dataset", "scale"))
+    for overlay, name in (
+        (f"constants/{method}", recipe),
+        (method, scale),
+        (f"recipe/{recipe}", scale),
+        (f"dataset/{dataset}/{method}", scale),
+    ):
+        exact &= _place(tree, f"recommended/{overlay}", name, "", path)
     return tree, exact
 
 

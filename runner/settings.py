@@ -27,6 +27,16 @@ class Role:
     seeds: schema.Seeds = None
     recipe: schema.Recipe = None  # absent is allowed, null is not: defaults are not checked
     model: schema.ModelSettings = None
+    dataset: schema.DatasetSettings = None
+
+
+ROLE_KEYS = frozenset(item.name for item in dataclasses.fields(Role))
+
+
+def roles(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> section of the trained networks that a config describes."""
+    names = {item.name for item in dataclasses.fields(Settings)}
+    return {name: value for name, value in config.items() if name not in names and isinstance(value, dict)}
 
 
 @dataclass(kw_only=True)
@@ -65,7 +75,7 @@ def validate(config: dict[str, Any], origin: Origin | None = None) -> Settings:
     known = {key: value for key, value in config.items() if key in names}
     for key, value in config.items():
         if key not in names:
-            if not isinstance(value, dict) or not {"seed", "recipe", "model"} & set(value):
+            if not isinstance(value, dict) or not ROLE_KEYS & set(value):
                 raise _unknown(key, key, names, origin)
             build(Role, value, key, origin)
     return build(Settings, known, "", origin)

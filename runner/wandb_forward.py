@@ -80,7 +80,7 @@ class Translator:
 
 
 def forward(folder: Path, mode: str, ended: threading.Event, tell: Any) -> None:
-    """Sends all rows that were not sent before, the figures that are new or changed, then the final metrics.
+    """Sends all rows that were not sent before, the figures and tables that are new or changed, then the final metrics.
 
     W&B counts its relative time from the moment of sending; the wall time of every row is its own.
     """
@@ -133,9 +133,9 @@ def forward(folder: Path, mode: str, ended: threading.Event, tell: Any) -> None:
             run.define_metric(f"{series}/*", step_metric=f"{series}/step")
         if count > sent:
             run.log(values)
-    known_figures = folder / "wandb" / "forwarded_figures.json"  # name -> sha256 of those on the server
+    known_figures = folder / "wandb" / "forwarded_figures.json"  # name -> sha256 of those on the server, tables too
     before = json.loads(known_figures.read_text()) if online and known_figures.exists() else {}
-    digests = log_figures(run, folder / "figures", before)
+    digests = log_tables(run, folder / "tables", log_figures(run, folder / "figures", before))
     about = json.loads(description.read_text())  # now with the end of the run, unless it was killed
     run.summary.update(about.get("summary") or {})
     piece = Path(run.dir).parent
@@ -198,6 +198,21 @@ def log_figures(run: Any, folder: Path, before: dict[str, str]) -> dict[str, str
         digests[path.stem] = digest
     if images:
         run.log(images)
+    return digests
+
+
+def log_tables(run: Any, folder: Path, before: dict[str, str]) -> dict[str, str]:
+    """Logs tables/NAME.json, {"columns": [...], "rows": [[...]]} as tables ``tables/NAME``; else as ``log_figures``."""
+    import wandb
+
+    digests = dict(before)
+    for path in sorted(folder.glob("*.json")):
+        name, content = f"tables/{path.stem}", path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if before.get(name) != digest:
+            table = json.loads(content)
+            run.log({name: wandb.Table(columns=table["columns"], data=table["rows"])})
+            digests[name] = digest
     return digests
 
 

@@ -43,6 +43,13 @@ for item in composed[1:]:
     execute(item)
 print((time.process_time() - before) / int(sys.argv[1]))
 """
+START = """\
+import importlib
+import runner.sweep.engine
+from runner.sweep.server import PRELOADED
+for name in (*PRELOADED, "runner.methods.vision.supervised", "runner.datasets.digits", "sklearn.datasets"):
+    importlib.import_module(name)
+"""
 COMPOSE = f"""\
 import sys, time
 from runner.compose import compose
@@ -84,7 +91,7 @@ def main() -> int:
             "Hydra joblib (loky, 2 jobs)": [*app, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
         }
         own = float(timed([sys.executable, "-c", OWN, str(asked.own)], place / "own")[2].splitlines()[-1])
-        start = timed([sys.executable, "-c", "import runner.sweep.engine, torch, torch._dynamo, torchvision"], place)[1]
+        start = timed([sys.executable, "-c", START], place)[1]
         print(f"{count} cells; load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         print(f"own work of a cell {own:.3f} s CPU (n = {asked.own}); start of a sweep {start:.1f} s CPU")
         print(f"{'launcher':<27} {'seconds':>8} {'CPU s':>7} {'cells/min':>10} {'ratio':>6} {'overhead, CPU s':>16}")

@@ -14,7 +14,7 @@ from runner.schema import SECTIONS
 from runner.settings import validate
 
 METHODS = sorted(methods(search_path()))
-PLACES = {"dataset.path", "model.weights"}  # they enter by content, tested below
+PLACES = ("dataset.path", "model.weights")  # they enter by content, tested below; those of roles too
 
 
 def composed(*overrides: str) -> dict:
@@ -52,7 +52,8 @@ def changed(config: dict, leaf: str) -> dict:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_decisive_setting_enters(method, scale):
     config = composed(f"method={method}", f"scale={scale}")
-    leaves = [leaf for leaf, _ in flatten(config) if leaf.partition(".")[0] not in LEFT_OUT and leaf not in PLACES]
+    leaves = [leaf for leaf, _ in flatten(config) if leaf.partition(".")[0] not in LEFT_OUT]
+    leaves = [leaf for leaf in leaves if not leaf.endswith(PLACES)]
     assert len(leaves) > 40
     assert {leaf.partition(".")[0] for leaf in leaves} >= {
         "method",
@@ -172,12 +173,13 @@ def test_a_folder_of_data_enters_as_its_names_and_sizes(tmp_path):
     assert first != key_of(tmp_path / "two")
 
 
-def test_weights_enter_as_their_content(tmp_path):
+@pytest.mark.parametrize(("method", "place"), [("supervised", "model.weights"), ("crd", "teacher.model.weights")])
+def test_weights_enter_as_their_content(tmp_path, method, place):
     def key_of(*overrides):
-        return key(composed("method=supervised", *overrides))
+        return key(composed(f"method={method}", *overrides))
 
     for name, text in {"one": b"x", "two": b"x", "three": b"y"}.items():
         (tmp_path / f"{name}.safetensors").write_bytes(text)
-    keys = [key_of(f"model.weights={tmp_path / name}.safetensors") for name in ("one", "two", "three")]
+    keys = [key_of(f"{place}={tmp_path / name}.safetensors") for name in ("one", "two", "three")]
     assert keys[0] == keys[1] != keys[2]
     assert key_of() not in keys

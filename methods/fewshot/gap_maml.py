@@ -36,7 +36,7 @@ class GAPMAML:
     factors_learning_rate: Annotated[float, Field(gt=0)] = 3e-3  # of the factors, outside (5-shot: 1e-4)
     adapt_norm: bool = True  # scales and shifts of batch normalisation too
     first_order: bool = False
-    training: MetaTraining = field(default_factory=MetaTraining)
+    training: MetaTraining = field(default_factory=lambda: MetaTraining(validation_tasks=0))
 
     paper: ClassVar[str] = "arXiv:2304.01552"
     fidelity: ClassVar[str] = "official"

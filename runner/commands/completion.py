@@ -91,6 +91,8 @@ def _candidates(before: list[str], last: str, path: Sequence[Path]) -> Iterable[
         return KINDS
     if command == "show":
         return registry.methods(path)
+    if command == "table":
+        return registry.choices("table", path)
     if command == "completion":
         return SCRIPTS
     if command:

@@ -25,6 +25,12 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
     method = registry.describe(name, path)
     _head(method)
     _settings(method, path)
+    constants = registry.choices(f"recommended/constants/{name}", path)
+    if constants:
+        print("\nConstants of other code bases")
+    for recipe, file in constants.items():
+        values = registry.flatten(registry.read_yaml(file))
+        print(f"  recipe={recipe}  " + "  ".join(f"{key}={_text(value)}" for key, value in values))
     tables = registry.choices(f"table/{name}", path)
     if tables:
         print("\nTables")

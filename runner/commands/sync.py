@@ -1,6 +1,7 @@
 """runner sync [RUN|FOLDER] [--dry] [paths.runs=DIR]
 
-Sends finished runs to Weights & Biases from their record (metrics.jsonl): one run, all below FOLDER, or all of them.
+Sends finished runs to Weights & Biases from their record (metrics.jsonl): one run, all below FOLDER, or all of them;
+with runs of more than one, also the tables among them.
 What arrived is remembered in the run folder and not sent again. --dry lists what would be sent and sends nothing.
 Runs with tracking=none have no record for W&B and are passed over. Exit code 1 when a run could not be sent.
 """
@@ -26,10 +27,12 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
     options = parser().read(arguments)
-    done = [record for record in chosen(options.words) if record.state == "done" and not record.folder.in_use()]
-    waiting = [record for record in done if state(record) == "not sent"]
+    records = chosen(options.words)
+    finished = [record for record in records if record.state == "done" and not record.folder.in_use()]
+    done = [(record.name, record.path) for record in finished] + tables(options.words)
+    waiting = [(name, path) for name, path in done if state(path) == "not sent"]
     if options.dry:
-        print_columns([(record.name, state(record)) for record in done])
+        print_columns([(name, state(path)) for name, path in done])
         print(f"{len(waiting)} of {len(done)} finished runs would be sent")
         return 0
     if waiting:
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
 
         if not logged_in():
             raise UserError("no W&B key is stored here: wandb login, or set WANDB_API_KEY (--dry needs none)")
-    failures = sum(not _send(record) for record in waiting)
+    failures = sum(not _send(name, path) for name, path in waiting)
     print(f"{len(waiting) - failures} runs sent, {len(done) - len(waiting)} need nothing, {failures} failed")
     return 1 if failures else 0
 
@@ -56,23 +59,31 @@ def chosen(words: Sequence[str]) -> list[Record]:
     return [find_run(names[0], None if folder.exists() else runs_folder(words)[0])]
 
 
-def state(record: Record) -> str:
-    """Whether the record of a finished run is on the server: 'sent', 'not sent' or 'not tracked'."""
-    wandb = record.path / "wandb"
-    if not (wandb / "run.json").is_file() or not (record.path / "metrics.jsonl").is_file():
+def tables(words: Sequence[str]) -> list[tuple[str, Path]]:
+    """Name and folder of the tables below the folder that the words name, or below all runs."""
+    names = [word for word in words if not word.startswith("paths.runs=")]
+    folder = Path(names[0]).expanduser().absolute() if names else runs_folder(words)[0]
+    found = sorted((folder / "tables").glob("*/*/wandb/run.json"))
+    return [((read_json(path) or {}).get("name", path.parts[-3]), path.parents[1]) for path in found]
+
+
+def state(path: Path) -> str:
+    """Whether the record of a finished run folder is on the server: 'sent', 'not sent' or 'not tracked'."""
+    wandb = path / "wandb"
+    if not (wandb / "run.json").is_file() or not (path / "metrics.jsonl").is_file():
         return "not tracked"
     sent = read_json(wandb / "forwarded")  # rows; written when they and the summary have arrived
     if not isinstance(sent, int) or (wandb / "forwarded").stat().st_mtime < (wandb / "run.json").stat().st_mtime:
         return "not sent"
-    with (record.path / "metrics.jsonl").open("rb") as file:
+    with (path / "metrics.jsonl").open("rb") as file:
         return "sent" if sent >= sum(1 for _ in file) else "not sent"
 
 
-def _send(record: Record) -> bool:
+def _send(name: str, path: Path) -> bool:
     from runner import tracking
 
-    messages = tracking.replay(record.path, "online")
+    messages = tracking.replay(path, "online")
     failed = "error" in messages
     text = messages["error"] if failed else messages.get("url", "sent")
-    print(f"{record.name}  {text}", file=sys.stderr if failed else sys.stdout, flush=True)
+    print(f"{name}  {text}", file=sys.stderr if failed else sys.stdout, flush=True)
     return not failed

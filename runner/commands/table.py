@@ -94,6 +94,10 @@ def _answer(name: str, words: list[str], options: Any, config_dirs: list[Path]) 
     if options.dry:
         return 0
     path = store(found, folder)
+    if filled.ran:
+        from runner.tables.track import track
+
+        track(found, grid, folder)
     if options.record:
         from runner.tables.record import record
 

@@ -38,7 +38,7 @@ RESNET_STEMS = {"imagenet": IMAGENET_STEM, "cifar": CIFAR_STEM}
 ZOO: dict[str, ZooEntry] = (
     {
         f"resnet{depth}": ZooEntry("runner.models.resnet:cifar_resnet", {"depth": depth}, {"cifar": CIFAR_STEM}, 2)
-        for depth in (20, 32, 56, 110)
+        for depth in (8, 20, 32, 56, 110)
     }
     | {
         f"resnet{depth}": ZooEntry("runner.models.resnet:imagenet_resnet", {"depth": depth}, RESNET_STEMS, 3)
@@ -48,7 +48,7 @@ ZOO: dict[str, ZooEntry] = (
         f"wrn_{depth}_{widening}": ZooEntry(
             "runner.models.wide_resnet:WideResNet", {"depth": depth, "widening": widening}, {"cifar": CIFAR_STEM}
         )
-        for depth, widening in ((40, 4), (40, 2), (22, 4), (16, 4), (16, 2), (16, 1), (10, 4))
+        for depth, widening in ((40, 4), (40, 2), (40, 1), (22, 4), (16, 4), (16, 2), (16, 1), (10, 4))
     }
     | {
         name: ZooEntry(
@@ -60,11 +60,21 @@ ZOO: dict[str, ZooEntry] = (
 ZOO["resnet14_narrow"] = ZooEntry(
     "runner.models.resnet:cifar_resnet", {"depth": 14, "width": 8}, {"cifar": CIFAR_STEM}, 2
 )
+for _depth in (8, 32):  # the pair of the distillation papers: four times as wide behind a stem twice as wide
+    ZOO[f"resnet{_depth}x4"] = ZooEntry(
+        "runner.models.resnet:cifar_resnet",
+        {"depth": _depth, "width": 64, "stem_width": 32},
+        {"cifar": CIFAR_STEM},
+        2,
+    )
 ZOO["mlp"] = ZooEntry("runner.models.mlp:MLP", {}, {"cifar": "averages of 8x8"})
 ZOO["mobilenet_v2"] = ZooEntry(
     "runner.models.from_torchvision:mobilenet_v2",
     {},
     {"imagenet": "ImageNet stem (3x3, stride 2)", "cifar": "CIFAR stem (stride 1 up to the third stage)"},
+)
+ZOO["mobilenet_v2_half"] = ZooEntry(
+    "runner.models.from_torchvision:mobilenet_v2_half", {}, {"cifar": "CIFAR form (3x3, stride 2)"}
 )
 ZOO["shufflenet_v2"] = ZooEntry(
     "runner.models.from_torchvision:shufflenet_v2",

@@ -14,13 +14,19 @@ from torch import Tensor, flatten, nn
 IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
-def cifar_resnet(depth: int, width: int = 16, *, num_classes: int, in_channels: int, padding: str) -> ResNet:
-    """ResNet of ``depth`` = 6n+2: three stages of n basic blocks, of 1, 2 and 4 times ``width`` channels."""
+def cifar_resnet(
+    depth: int, width: int = 16, *, stem_width: int | None = None, num_classes: int, in_channels: int, padding: str
+) -> ResNet:
+    """ResNet of ``depth`` = 6n+2: three stages of n basic blocks, of 1, 2 and 4 times ``width`` channels.
+
+    ``stem_width`` is the first convolution's number of channels, by default ``width``.
+    """
     blocks = (depth - 2) // 6
     return ResNet(
         BasicBlock,
         (blocks,) * 3,
         (width, 2 * width, 4 * width),
+        stem_width=stem_width,
         num_classes=num_classes,
         in_channels=in_channels,
         stem="cifar",
@@ -55,6 +61,7 @@ class ResNet(nn.Module):
         blocks: tuple[int, ...],
         widths: tuple[int, ...],
         *,
+        stem_width: int | None = None,
         num_classes: int,
         in_channels: int,
         stem: str,
@@ -62,7 +69,7 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         self.stem, self.padding = stem, padding
-        channels = widths[0]
+        channels = stem_width or widths[0]
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,7 +50,6 @@ class SweepOptions:
     retries: int | None = None  # of a failed cell
     fail_fast: bool | None = None
     stop_after: int | None = None  # equal tracebacks; 0: never
-    environment: dict[str, str] = field(default_factory=dict)  # of the cells, beside this process's own
 
     @classmethod
     def split(cls, words: Sequence[str]) -> tuple[SweepOptions, list[str]]:

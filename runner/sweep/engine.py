@@ -47,7 +47,6 @@ class Sweep:
         self.summary_path = self.folder / "summary.json"
         self.stopping = ""  # why no further cell starts
         self.begun = time.time()
-        self._environment = options.environment
         self._asked_to_stop = False
         self._slots: list[int | None] = list(self.layout.slots)
         self._looked = 0.0
@@ -124,7 +123,7 @@ class Sweep:
         told = [specification(cell.composed, cell.folder, group=self.group, threads=1) for cell in queued]
         log = self.folder / "logs" / "check.log"
         log.unlink(missing_ok=True)
-        launcher.start(CHECK, {"check": told, "path": sys.path}, log, self._environment)
+        launcher.start(CHECK, {"check": told, "path": sys.path}, log, self.layout.environment)
         ended: list[tuple[str, int]] = []
         while not ended and not stop_requested():
             ended = launcher.poll(TICK_SECONDS)
@@ -185,7 +184,7 @@ class Sweep:
                 cell.state, cell.started = "running", time.time()
                 cell.attempts += 1
                 told = specification(cell.composed, cell.folder, group=self.group, threads=self.layout.threads)
-                environment = {**self._environment, **self.layout.of_slot(cell.slot)}
+                environment = {**self.layout.environment, **self.layout.of_slot(cell.slot)}
                 launcher.start(cell.key, told, self._log(cell), environment)
 
     def _next(self) -> Cell | None:
@@ -246,6 +245,9 @@ class Sweep:
             return
         if code == StopRequested.exit_code:
             cell.state = "stopped"
+        elif code == -signal.SIGTERM and self.stopping:  # the stop came before the run could hear it
+            cell.state = "stopped"
+            settle(cell.folder, "stopped", None)
         elif code != 0 or not cell.look_up():
             self._failed(cell, code)
         if cell.state != "queued":

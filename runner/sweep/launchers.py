@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,7 +64,10 @@ class Fork:
         self._send({"id": name, "told": told, "log": str(log), "environment": dict(environment)})
 
     def poll(self, seconds: float) -> list[tuple[str, int]]:
-        if self._connection is None or not select.select([self._connection], [], [], seconds)[0]:
+        if self._connection is None:
+            time.sleep(seconds)
+            return []
+        if not select.select([self._connection], [], [], seconds)[0]:
             return []
         try:
             data = self._connection.recv(1 << 16)
@@ -123,9 +127,9 @@ class Fresh:
         self._running[name] = start_process(told, log, environment)
 
     def poll(self, seconds: float) -> list[tuple[str, int]]:
-        for process in self._running.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(seconds / len(self._running))
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and all(process.poll() is None for process in self._running.values()):
+            time.sleep(0.02)
         ended = [(name, process.returncode) for name, process in self._running.items() if process.poll() is not None]
         for name, _ in ended:
             self._running.pop(name).stdin.close()

@@ -40,7 +40,7 @@ def layout(cells: Sequence[Cell], asked: int | list[int] | None, *, launcher: st
         UserError: slots are GPU indices that are not there.
     """
     hardware = cells[0].composed.config["hardware"]
-    slots = hardware["slots"] if asked is None else asked
+    slots = hardware.get("slots") if asked is None else asked
     if launcher in ("ray", "submitit_slurm"):
         return Layout([None] * (slots if isinstance(slots, int) else UNLIMITED), None, forks=False)
     devices = {cell.composed.config["hardware"]["device"] for cell in cells}
@@ -52,7 +52,9 @@ def layout(cells: Sequence[Cell], asked: int | list[int] | None, *, launcher: st
         if not slots:
             raise UserError("hardware.slots=[]: name at least one GPU index, or a number of cells at once")
         return Layout(list(slots), _threads(hardware, len(slots)), forks=False)
-    if gpus and slots is None and hardware["name"] in ("auto", "gpu"):
+    if gpus and slots is None and hardware["name"] == "multi_gpu":  # each cell takes them all
+        return Layout([None], _threads(hardware, 1), forks=False)
+    if gpus and slots is None:
         return Layout(list(range(gpus)), _threads(hardware, gpus), forks=False)
     if slots is None:
         slots = max(1, min(len(cells), usable_cores() // (hardware["threads"] or 1)))

@@ -24,6 +24,7 @@ PRELOADED = (
     "torch._dynamo",
     "torchvision",
     "safetensors.torch",
+    "pydantic.type_adapter",
     "runner.cells",
     "runner.execute",
     "runner.product",

@@ -129,7 +129,8 @@ def _cell(grid: Grid, cell: Cell, runs_folder: Path) -> dict[str, Any]:
 def _claim(grid: Grid, claim: Claim, left: Cell, right: Cell, swept: set[str]) -> dict[str, Any]:
     larger = left.metric.higher_is_better == (claim.direction == "better")
     barred = differences([left, right], {*swept, *grid.section.declared_axes})
-    if left.metric_name != right.metric_name:
+    scales = [(cell.metric.unit, cell.metric.higher_is_better) for cell in (left, right)]
+    if scales[0] != scales[1]:
         barred = {"metric": [left.metric_name, right.metric_name]}
     if barred:
         found = Comparison("refused", "", 0, None, None, None, f"the cells also differ in {'; '.join(_axes(barred))}")

@@ -65,6 +65,7 @@ def fill(grid: Grid, only: Sequence[tuple[str, str]] | None, options: SweepOptio
 def _run(grid: Grid, todo: Sequence[SeedRun], options: SweepOptions) -> tuple[dict[str, Outcome], dict[str, str]]:
     """(key -> outcome, key -> why it was refused before anything ran); what is refused is left out, for all seeds."""
     from runner.sweep import Job, run_jobs
+    from runner.tables.track import group_name
 
     labels = {tuple(run.overrides): f"{cell.row}, {cell.column}" for cell in reversed(grid.cells) for run in cell.runs}
     left = {run.plan.key: Job(f"{labels[tuple(run.overrides)]}, seed {run.seed}", run.overrides) for run in todo}
@@ -75,7 +76,7 @@ def _run(grid: Grid, todo: Sequence[SeedRun], options: SweepOptions) -> tuple[di
                 list(left.values()),
                 config_dirs=grid.config_dirs,
                 options=options,
-                group=f"table {grid.name} {grid.scale}",
+                group=group_name(grid.name, grid.scale),
                 summary_name=f"table-{grid.name.replace('/', '-')}-{grid.scale}",
             )
             return dict(zip(left, outcomes, strict=True)), refused

@@ -161,14 +161,18 @@ def sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 def missing(document: dict[str, Any]) -> list[str]:
     """What is missing, why, and the command that fills it."""
-    lacking = [cell for cell in document["cells"] if cell["command"] or cell["error"]]
+    lacking = {
+        (cell["row"], *cell["overrides"]): cell  # cells that differ in the metric alone are one
+        for cell in reversed(document["cells"])
+        if cell["command"] or cell["error"]
+    }
+    lacking = list(reversed(lacking.values()))
     lines = []
     for cell in lacking:
         why = f": {cell['error']}" if cell["error"] else ""
         how = f"; {cell['command']}" if cell["command"] else ""
         lines.append(f"{cell['row']}, {cell['column']}{why}{how}")
-    measured = [cell for cell in document["cells"] if cell["seeds_asked"]]
-    if len(lacking) == len(measured) > 1:
+    if len(lacking) > 1 and not any(cell["n"] for cell in document["cells"]):
         lines.insert(0, f"everything; all of it: {document['command']}")
     return lines
 

@@ -69,7 +69,7 @@ class Grid:
     table: Table
     scale: str
     section: Section
-    changes: list[str]  # the user's overrides
+    changes: list[str]  # the user's overrides, seeds included
     config_dirs: list[Path]
     cells: list[Cell]
     columns: list[str]  # as they are shown: a column with two metrics stands twice
@@ -105,7 +105,7 @@ def make_grid(
     if scale not in table.scales:
         raise UserError(f"table {name} is not for scale={scale}; it has scale={' and scale='.join(table.scales)}")
     section = at_scale(table, scale)
-    seeds = list(seeds or section.seeds)
+    asked, seeds = seeds, list(seeds or section.seeds)
     columns = _shown_columns(section)
     composed: dict[tuple[str, ...], list[SeedRun]] = {}
     cells = []
@@ -123,7 +123,8 @@ def make_grid(
     errors = [run.error for cell in cells for run in cell.runs]
     if errors and all(errors):
         raise UserError(errors[0])
-    return Grid(name, table, scale, section, list(changes), list(config_dirs), cells, list(columns))
+    given = [f"seed={','.join(map(str, asked))}"] if asked else []
+    return Grid(name, table, scale, section, [*changes, *given], list(config_dirs), cells, list(columns))
 
 
 def merged(overrides: Iterable[str]) -> list[str]:
@@ -210,9 +211,9 @@ def _number(result: dict[str, Any], name: str) -> float:
 
 
 def decisive(words: Iterable[str]) -> list[str]:
-    """Those of a user's overrides that change what is measured; another place of the same data does not."""
+    """Those of a user's overrides that change what is measured; other seeds or data elsewhere do not."""
     keys = {word: override_key(word) for word in words}
-    return [word for word, key in keys.items() if key.partition(".")[0] not in LEFT_OUT and key not in PATHS]
+    return [word for word, key in keys.items() if key.partition(".")[0] not in LEFT_OUT and key not in (*PATHS, "seed")]
 
 
 def differences(cells: Sequence[Cell], swept: Iterable[str]) -> dict[str, list[Any]]:

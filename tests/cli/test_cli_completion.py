@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
         ("runner method=supervised do", []),
         ("runner show superv", ["supervised"]),
         ("runner list mod", ["models"]),
+        ("runner table ekg/know", ["ekg/knowledge_ablation"]),
         ("runner completion ", sorted(SCRIPTS)),
         ("runner --cfg ", ["job"]),
         ("runner --mul", ["--multirun"]),

@@ -25,7 +25,7 @@ def _no_user_configs(monkeypatch):
         (["model=resnet5"], ["unknown model 'resnet5'", "resnet50", "`runner list models`"]),
         (["dataset=digit"], ["unknown dataset 'digit'", "did you mean digits?"]),
         (["scale=papr"], ["unknown scale 'papr'", "paper"]),
-        (["method="], ["'method=' names no method", COMMAND_LINE, "ekg"]),
+        (["method="], ["'method=' names no method", COMMAND_LINE, "runner list methods"]),
         (["model=null"], ["'model=null' names no model"]),
         (["~model"], ["'~model'", "a run needs a model", "model=NAME"]),
         (["+model=resnet20"], ["model=resnet20 without +"]),

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from commands import Command, killed_and_repeated, outcome, runner, until
 from PIL import Image
+from safetensors.torch import load_file
 
 from runner.datasets import check_dataset, fingerprint, load_data
 from runner.datasets.image_files import ImageFiles, default_workers
@@ -19,6 +22,7 @@ from runner.datasets.images import Normalisation
 from runner.errors import UserError
 from runner.schema import AugmentationSettings, DatasetSettings
 
+ROOT = Path(__file__).parents[2]
 CLASSES = ("n01440764", "n01443537", "n02096585")
 SIZES = {"train": 8, "val": 4}
 PLAIN = Normalisation(torch.zeros(3), torch.ones(3))
@@ -104,8 +108,8 @@ def test_nothing_is_decoded_before_it_is_asked_for(folder, load, tmp_path):
 
 def test_a_part_of_a_batch_holds_what_the_whole_batch_holds_there(folder, load):
     epoch = batches(load(folder).train, size=6, views=2, colour=True)
-    whole, part = epoch(), epoch(1, stride=2, part=lambda count: (slice(2, count - 1), 1.0))
-    cut = [tuple(item[2:5] for item in batch) for batch in whole[1::2]]
+    whole, part = epoch(1, stride=2), epoch(1, stride=2, part=lambda count: (slice(2, count - 1), 1.0))
+    cut = [tuple(item[2:5] for item in batch) for batch in whole]
     assert same(part, cut)
 
 
@@ -179,6 +183,25 @@ def test_entering_an_epoch_gives_the_rest_and_decodes_nothing_else(folder, load,
     assert read == [row for batch in whole[3:] for row in batch.index.tolist()]
 
 
+def test_a_process_that_leaves_an_epoch_half_read_ends(folder):
+    script = f"""
+import torch
+from runner.datasets import load_data
+from runner.schema import DatasetSettings, Scale
+settings = DatasetSettings(name="imagenet", path={str(folder)!r}, image_size=32, normalisation={NORMALISATION!r})
+scale = Scale(
+    name="paper", max_train_examples=None, max_test_examples=None, max_epochs=None, max_steps=None,
+    small_image_stem="imagenet", export_program=False)
+data = load_data(settings, scale, data_root=".", offline=True)
+epoch = data.train.batches(data.normalisation, 2, shuffle=True, augmentation=data.augmentation, workers=2).iterate(7)
+next(epoch)
+raise KeyError("left with the epoch in its hand")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "KeyError: 'left with the epoch in its hand'"
+
+
 def test_the_generators_of_the_run_are_left_alone(folder, load):
     train = load(folder).train
     for workers in (0, 2):
@@ -240,6 +263,16 @@ def test_a_stop_of_the_whole_process_group_saves(folder, tmp_path):
         process.send_signal(signal.SIGTERM)
     answer = command.wait()
     assert answer.code == 75, answer.err
+
+
+def test_two_processes_read_what_one_reads(folder, tmp_path):
+    network = ("model.target=rank_methods:network", "recipe.batch_size=7", "scale.max_steps=null")
+    one = runner(*words(folder, *network, "hardware.workers=0"), place=tmp_path / "one")
+    two = runner(*words(folder, *network, "hardware.processes=2"), place=tmp_path / "two")
+    assert (one.code, two.code) == (0, 0), one.err + two.err
+    assert two.result["metrics"] == pytest.approx(one.result["metrics"], rel=1e-4)
+    weights = [load_file(answer.folder / "artifacts" / "model" / "weights.safetensors") for answer in (one, two)]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
 
 
 def test_a_method_with_a_search_runs_on_it(folder, tmp_path):

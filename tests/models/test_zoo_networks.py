@@ -27,7 +27,7 @@ def trained_numbers(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("depth, widening", [(40, 4), (40, 2), (22, 4), (16, 4), (16, 2), (16, 1), (10, 4)])
+@pytest.mark.parametrize("depth, widening", [(40, 4), (40, 2), (40, 1), (22, 4), (16, 4), (16, 2), (16, 1), (10, 4)])
 def test_wide_residual_networks_have_the_sizes_of_the_formula(depth, widening):
     """Counted layer by layer from table 1 of the paper, not from the modules."""
     blocks, before, total = (depth - 4) // 6, 16, 3 * 16 * 9
@@ -46,6 +46,20 @@ def test_wide_residual_networks_have_the_sizes_of_the_formula(depth, widening):
 )
 def test_wide_residual_networks_have_the_published_sizes(name, millions):
     assert round(trained_numbers(build(name)) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [  # RepDistiller's networks for 100 classes, counted
+        ("resnet8", 83_892),
+        ("resnet8x4", 1_233_540),
+        ("resnet32x4", 7_433_860),
+        ("wrn_40_1", 569_780),
+        ("mobilenet_v2_half", 812_836 - 288),  # which expands in its first stage too, by the factor 1
+    ],
+)
+def test_networks_of_the_distillation_benchmark(name, params):
+    assert trained_numbers(build(name, num_classes=100)) == params
 
 
 def test_pre_activation_shortcuts():

@@ -23,18 +23,14 @@ class Grid:
         self.work.mkdir(parents=True)
         self.configs = write_config(place / "configs", "faulty", target, dict(FIELDS))
 
-    def start(self, *words: str) -> Command:
+    def words(self, *words: str) -> list[str]:
+        """The command line."""
         numbers = ",".join(map(str, range(self.cells)))
-        words = (
-            "-m",
-            "--config-dir",
-            str(self.configs),
-            "method=faulty",
-            f"method.number={numbers}",
-            *SETTINGS,
-            *words,
-        )
-        return Command(*words, place=self.place)
+        configs = str(self.configs)
+        return ["-m", "--config-dir", configs, "method=faulty", f"method.number={numbers}", *SETTINGS, *words]
+
+    def start(self, *words: str) -> Command:
+        return Command(*self.words(*words), place=self.place)
 
     def run(self, *words: str, timeout: float = 120) -> Answer:
         return self.start(*words).wait(timeout)

@@ -51,6 +51,7 @@ def test_exactly_the_affected_cells_run_again(tmp_path):
     assert states(grid.run(*words)) == ["cached"] * 6
 
 
+@pytest.mark.slow
 def test_retries_give_a_failed_cell_another_chance(tmp_path):
     grid = Grid(tmp_path, cells=2)
     grid.fault(1, "hang")
@@ -63,6 +64,7 @@ def test_retries_give_a_failed_cell_another_chance(tmp_path):
     assert summary(answer)["cells"][1]["attempts"] == 2 and "is tried again" in answer.err
 
 
+@pytest.mark.slow
 def test_equal_tracebacks_stop_the_queue_and_a_first_failure_when_asked(tmp_path):
     grid = Grid(tmp_path / "equal")
     for number in range(6):
@@ -89,6 +91,7 @@ def test_three_copies_of_one_command_share_the_grid(tmp_path):
         assert set(states(answer)) <= {"done", "cached"}
 
 
+@pytest.mark.slow
 def test_a_cell_of_another_process_is_waited_for_and_its_failure_taken_over(tmp_path):
     grid = Grid(tmp_path, cells=2)
     grid.fault(1, "hang")
@@ -103,7 +106,12 @@ def test_a_cell_of_another_process_is_waited_for_and_its_failure_taken_over(tmp_
     assert grid.status(1)["attempt"] == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=SLOW), pytest.param(signal.SIGUSR1, marks=SLOW)]
+)
 def test_a_signal_lets_cells_save_and_the_same_command_goes_on(tmp_path, number):
     grid = Grid(tmp_path, cells=4)
     grid.fault(0, "hang")
@@ -137,7 +145,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
     assert grid.status(0)["state"] == "stopped"
 
 
-@pytest.mark.parametrize("victim", ["sweep", "server"])
+@pytest.mark.parametrize("victim", ["sweep", pytest.param("server", marks=SLOW)])
 def test_nothing_outlives_a_kill_and_nothing_is_lost(tmp_path, victim):
     grid = Grid(tmp_path, cells=3)
     grid.fault(2, "hang")

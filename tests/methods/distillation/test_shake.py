@@ -1,0 +1,83 @@
+"""Shadow distillation: standardised logits, who learns from whom, and the shape of the shadow."""
+
+import pytest
+import torch
+from commands import runner
+from torch import nn
+
+from runner.methods.distillation.shake import SHAKE, TeacherShadow, standardised
+
+SMOKE = ("scale=smoke", "hardware=cpu", "dataset=digits", "model=resnet8", "teacher.model=resnet8x4")
+
+
+def logits(seed, gradient=True):
+    return torch.randn(4, 7, generator=torch.manual_seed(seed), dtype=torch.double).requires_grad_(gradient)
+
+
+def test_standardised_rows_have_mean_0_and_variance_9_869_at_any_number_of_classes():
+    for classes in (5, 100):
+        rows = standardised(torch.randn(3, classes, dtype=torch.double))
+        assert torch.allclose(rows.mean(1), torch.zeros(3, dtype=torch.double), atol=1e-9)
+        assert rows.var(1, unbiased=False).tolist() == pytest.approx([9.869] * 3, abs=2e-3)
+
+
+def test_shift_and_scale_of_logits_change_no_loss_and_no_prediction():
+    s, h, t = (standardised(logits(seed, False)) for seed in range(3))
+    moved = standardised(7 * logits(0, False) + 3)
+    assert torch.allclose(SHAKE().mutual(moved, h, t), SHAKE().mutual(s, h, t), atol=1e-6)
+    assert torch.equal(moved.argmax(1), logits(0, False).argmax(1))
+
+
+def test_who_learns_from_whom():
+    def gradients(**weights):
+        zero = {"weight": 0.0, "reversed_weight": 0.0, "shadow_imitation_weight": 0.0, "shadow_teacher_weight": 0.0}
+        s, h, t = logits(0), logits(1), logits(2)
+        SHAKE(**zero | weights).mutual(s, h, t).backward()
+        return [item.grad is not None and bool(item.grad.abs().max() > 0) for item in (s, h, t)]
+
+    assert gradients(weight=1.0) == [True, False, False]
+    assert gradients(reversed_weight=1.0) == [False, True, False]
+    assert gradients(shadow_imitation_weight=1.0) == [False, True, False]
+    assert gradients(shadow_teacher_weight=1.0) == [False, True, False]
+
+
+def test_equal_logits_cost_nothing():
+    s, t = logits(0), logits(1)
+    assert float(SHAKE(shadow_imitation_weight=0.0).mutual(s, s, t).detach()) == pytest.approx(0, abs=1e-9)
+    only = SHAKE(weight=0.0, reversed_weight=0.0)
+    assert only.mutual(s, t, t) == 0
+    assert float(only.mutual(s, t + 2, t).detach()) == pytest.approx(4)  # a mean over examples and classes
+
+
+def test_at_a_high_temperature_the_gradient_is_the_difference_of_centred_logits():
+    s, t = logits(0), logits(1, False)
+    SHAKE(temperature=1e4).divergence(s, t).backward()
+    centred = (s - s.mean(1, keepdim=True) - t + t.mean(1, keepdim=True)).detach() / 7
+    assert torch.allclose(s.grad * len(s), centred, atol=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(32, 16, 8), (16, 4, 4), (8, 4, 2)])
+def test_the_shadow_joins_maps_and_leaves_the_classifier_alone(sizes):
+    maps = [torch.randn(2, width, size, size) for width, size in zip((6, 10, 12), sizes, strict=True)]
+    shadow, classifier = TeacherShadow(maps, 20), nn.Linear(20, 5).requires_grad_(False)
+    shadow.classify = [classifier]
+    found = shadow(maps)
+    assert found.shape == (2, 5)
+    found.sum().backward()
+    assert classifier.weight.grad is None
+    assert all(item.grad is not None for item in shadow.parameters())
+    assert not {id(item) for item in classifier.parameters()} & {id(item) for item in shadow.parameters()}
+
+
+def test_the_shadow_has_the_released_shape():
+    maps = [torch.empty(1, width, size, size) for width, size in ((32, 32), (64, 16), (128, 8))]  # WRN-40-2
+    convolutions = [item for item in TeacherShadow(maps, 128).modules() if isinstance(item, nn.Conv2d)]
+    found = sorted((item.in_channels, item.out_channels, item.kernel_size[0], item.stride[0]) for item in convolutions)
+    assert found == [(32, 64, 3, 2), (64, 64, 1, 1), (64, 128, 3, 2), (128, 128, 1, 1), (128, 128, 3, 1)]
+
+
+@pytest.mark.parametrize("shadow", ["student", "whole_teacher", "none"])
+def test_every_kind_of_shadow_trains(tmp_path, shadow):
+    answer = runner("method=shake", *SMOKE, f"method.shadow={shadow}", place=tmp_path)
+    assert answer.code == 0, answer.err
+    assert answer.result["metrics"]["divergence_from_teacher"] > 0
