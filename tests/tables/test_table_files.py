@@ -43,7 +43,13 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
         grid = grids(name)[scale]
         runs = grid.runs()
         assert 1 <= len(runs) <= 12
-        assert {run.plan.config["dataset"]["name"] for run in runs} <= {"digits", "fashion_mnist", "glyph_episodes", "sinusoid"}
+        assert {run.plan.config["dataset"]["name"] for run in runs} <= {
+            "digits",
+            "fashion_mnist",
+            "glyph_episodes",
+            "linear_tasks",
+            "sinusoid",
+        }
         if scale == "desk" and grid.section.claims:
             assert len(at_scale(table, scale).seeds) >= 5
 
