@@ -5,8 +5,9 @@
 - images and the lists train.csv, val.csv and test.csv with the columns filename and label (miniImageNet's published
   splits), wherever the images lie.
 ``mini_imagenet_episodes``, ``tiered_imagenet_episodes``, ``cifar_fs_episodes`` and ``cub_episodes`` are such folders or
-archives under their names in paths.data, where dataset.path names no other. ``tiny_imagenet_episodes`` takes the training images of Tiny ImageNet instead (what ``dataset=tiny_imagenet``
-reads) and divides its 200 classes, sorted by WordNet id, into 120, 40 and 40.
+archives under their names in paths.data, where dataset.path names no other. ``tiny_imagenet_episodes`` takes the
+training images of Tiny ImageNet instead (what ``dataset=tiny_imagenet`` reads) and divides its 200 classes, sorted by
+WordNet id, into 120, 40 and 40.
 """
 
 from __future__ import annotations

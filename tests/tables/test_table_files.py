@@ -69,6 +69,9 @@ def reported(name: str, row: str, column: str) -> tuple:
         ("ekg/filter_scores", "EKG", "C100 condition number", (0.0649, None)),
         ("ekg/imagenet_resnet", "ResNet-50 EKG, 45%", "top-1 change", (-0.02, None)),
         ("ekg/imagenet_resnet", "ResNet-18 DMCP", "top-5", (None, None)),
+        ("bayesian_taml/any_shot", "Bayesian TAML", "SVHN", (51.87, 0.23)),
+        ("bayesian_taml/any_shot", "Meta-SGD, released code", "miniImageNet", (68.04, 0.67)),
+        ("bayesian_taml/multiple_datasets", "Meta-SGD", "Traffic Signs", (52.07, 0.35)),
     ],
 )
 def test_numbers_of_the_card(name, row, column, expected):
