@@ -16,7 +16,12 @@ from runner.errors import UserError, did_you_mean, nearest
 # Hydra's own keys that mean something here; folders and logging are the runner's business.
 HYDRA_PREFIXES = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 LABELS = ("method.name", "scale.name", "recipe.name")  # results are filed under these; they are what was chosen
-OVERLAYS = ("recommended/recipe", "recommended", "recommended/constants")  # the last of config.yaml first
+OVERLAYS = (
+    "recommended/dataset",
+    "recommended/recipe",
+    "recommended",
+    "recommended/constants",
+)  # the last of config.yaml first
 COMMAND_LINE = " (set on the command line)"
 _OVERRIDE = re.compile(
     r"(?P<sign>\+\+|\+|~)?(?P<key>\w[\w$-]*(?:[./]\w[\w$-]*)*)(?P<package>@[^=]*)?(?:=(?P<value>.*))?", re.DOTALL
@@ -159,17 +164,14 @@ def _check_keys(overrides: Sequence[str], path: Sequence[Path]) -> None:
 
 
 def _brought_along(overrides: Sequence[str], path: Sequence[Path]) -> list[str]:
-    """Choices that a method's settings for a scale, and before them its data set, bring along by a line
-    '# @override group=name'; the command line wins. (Hydra allows no overrides in what an interpolation names.)"""
+    """What ``registry.brought_along`` finds for a command line, as overrides. (Hydra allows none in what an
+    interpolation names.)"""
     asked = {key: value.strip() for key, _, value in (word.partition("=") for word in overrides)}
     chosen = {**_default_groups(), **asked}
     method = registry.choice_file("method", chosen["method"], path)
     if method is not None:
         chosen |= {**registry.default_choices(registry.read_yaml(method)), **asked}
-    found: dict[str, str] = {}
-    for group, name in ((f"recommended/{chosen['method']}", chosen["scale"]), ("dataset", chosen["dataset"])):
-        file = registry.choice_file(group, name, path)
-        found |= registry.header_choices(file) if file is not None else {}
+    found = registry.brought_along(chosen, path)
     return [f"{group}={name}" for group, name in found.items() if group not in asked]
 
 

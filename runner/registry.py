@@ -8,7 +8,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -151,6 +151,16 @@ def header_choices(file: Path) -> dict[str, str]:
     return found
 
 
+def brought_along(chosen: Mapping[str, str], path: Sequence[Path]) -> dict[str, str]:
+    """Group -> name that a method's settings for a scale, and before them its data set, bring along by a line
+    '# @override group=name', for the choices of method, scale and dataset; the command line wins over them."""
+    found: dict[str, str] = {}
+    for group, name in ((f"recommended/{chosen['method']}", chosen["scale"]), ("dataset", chosen["dataset"])):
+        file = choice_file(group, name, path)
+        found |= header_choices(file) if file is not None else {}
+    return found
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every leaf; an empty mapping counts as a leaf."""
     for key, value in tree.items():
@@ -187,6 +197,7 @@ def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, A
     method_file = choice_file("method", asked.get("method", chosen["method"]), path)
     chosen |= default_choices(read_yaml(method_file)) if method_file else {}
     chosen |= asked
+    chosen |= {group: name for group, name in brought_along(chosen, path).items() if group not in asked}
     tree.pop("defaults")
     for group, name in chosen.items():
         exact &= _place(tree, group, name, group, path)

@@ -53,7 +53,7 @@ def wrong(place: Path, *arguments: object) -> Answer:
         (["dataset=digit"], ["unknown dataset 'digit'", "did you mean digits?"]),
         (["recipe.epoch=3"], ["unknown key 'recipe.epoch'", "did you mean recipe.epochs?"]),
         (["method.temprature=3"], ["unknown key 'method.temprature'", "set on the command line"]),
-        (["method="], ["names no method", "supervised"]),
+        (["method="], ["names no method", "runner list methods"]),
         (["recipe.epochs=many"], ["recipe.epochs", "expected an integer > 0", "'many'", "set on the command line"]),
         (["recipe.epochs=0"], ["recipe.epochs", "expected an integer > 0", "got 0"]),
         (["seed=-1"], ["seed", "expected an integer >= 0"]),

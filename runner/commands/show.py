@@ -74,8 +74,16 @@ def _settings(method: registry.Description, path: Sequence[Path]) -> None:
     own = registry.read_yaml(method.config)
     chosen = registry.default_choices(registry.read_yaml(registry.package_conf() / "config.yaml"))
     chosen |= registry.default_choices(own)
+    brought = {
+        scale: registry.brought_along({**chosen, "method": method.name, "scale": scale}, path) for scale in SCALES
+    }
+    chosen |= brought["paper"]
     print("\nRuns on")
     print("  " + "  ".join(f"{group}={chosen[group]}" for group in ("model", "dataset", "recipe") if group in chosen))
+    for scale in SCALES[1:]:
+        others = [f"{group}={name}" for group, name in brought[scale].items() if name != chosen.get(group)]
+        if others:
+            print(f"  at scale={scale}: {'  '.join(others)}")
     values: dict[str, Any] = {}
     if recipe := registry.choice_file("recipe", chosen["recipe"], path):
         values |= registry.flatten({"recipe": registry.read_yaml(recipe)})
@@ -84,9 +92,11 @@ def _settings(method: registry.Description, path: Sequence[Path]) -> None:
         values.pop(hidden, None)
     overlays = {}
     for scale in SCALES[1:]:
-        file = registry.choice_file(f"recommended/{method.name}", scale, path)
-        tree = registry.read_yaml(file) if file else {}
-        overlays[scale] = {k: v for k, v in registry.flatten(tree) if k.partition(".")[0] != "defaults"}
+        overlays[scale] = {}
+        for group in (method.name, f"dataset/{chosen['dataset']}/{method.name}"):
+            file = registry.choice_file(f"recommended/{group}", scale, path)
+            tree = registry.read_yaml(file) if file else {}
+            overlays[scale] |= {k: v for k, v in registry.flatten(tree) if k.partition(".")[0] != "defaults"}
     keys = list(dict.fromkeys([*values, *overlays["desk"], *overlays["smoke"]]))
     rows = [("Settings", *SCALES)]
     for key in keys:
