@@ -24,6 +24,7 @@ from runner.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from runner.datasets.episodes import EpisodeData
     from runner.datasets.images import ImageData
+    from runner.datasets.linear_tasks import LinearTasks
     from runner.datasets.sinusoid import SinusoidData
     from runner.schema import DatasetSettings, Scale
 
@@ -44,6 +45,7 @@ MODULES = {
     ),
     "glyph_episodes": "runner.datasets.glyphs",
     "omniglot_episodes": "runner.datasets.omniglot",
+    "linear_tasks": "runner.datasets.linear_tasks",
     "sinusoid": "runner.datasets.sinusoid",
 }
 
@@ -88,7 +90,7 @@ def fingerprint(name: str, path: str | None) -> str | None:
 
 def load_data(
     settings: DatasetSettings, scale: Scale, *, data_root: str | Path, offline: bool
-) -> ImageData | EpisodeData | SinusoidData:
+) -> ImageData | EpisodeData | LinearTasks | SinusoidData:
     """Read, cap and split a data set. Of tasks, smoke alone reads fewer classes and images.
 
     The caps are class-balanced and take the first images of every class: ``settings.train_size`` and ``test_size`` win
