@@ -78,6 +78,10 @@ class GitState:
     patch: str = ""
 
 
+# Recorded results are no code: the table that is written first must not make the next one's commit look changed.
+CODE = (".", ":(exclude)RESULTS.md", ":(exclude)results")
+
+
 def git_state(path: Path) -> GitState:
     """Commit and uncommitted difference of the repository that holds ``path``.
 
@@ -109,8 +113,8 @@ def git_state(path: Path) -> GitState:
     except (OSError, subprocess.SubprocessError):
         return GitState(commit)
     try:
-        patch = git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", ".")
-        untracked = git("ls-files", "--others", "--exclude-standard", "--", ".").splitlines()
+        patch = git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", *CODE)
+        untracked = git("ls-files", "--others", "--exclude-standard", "--", *CODE).splitlines()
     except (OSError, subprocess.SubprocessError):
         return GitState(commit)
     patch += "".join(f"# untracked: {name}\n" for name in untracked)

@@ -83,7 +83,8 @@ class BayesianTAML:
         (of such test tasks), class_share_correlation (Spearman's, of a class's shots and share, their mean), and
         rate_correlation (of support size and the mean factor of the convolutions' rates, over test tasks)."""
         most = ctx.data.settings.max_shots or ctx.data.settings.shots
-        learner = BalancedLearner(ctx.model(), self, image_size=ctx.data.image_size, most_shots=most)
+        network, size = ctx.model(), ctx.data.image_size
+        learner = ctx.initialised("learner", lambda: BalancedLearner(network, self, image_size=size, most_shots=most))
         metrics = meta_learn(ctx, learner, self.training, outer=learner.outer, predict=learner.predict)
         return {**metrics, **ctx.once("balance", lambda: self._balance(ctx, learner))}
 

@@ -60,7 +60,8 @@ class CxGrad:
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns what ``meta_learn`` returns, and on 20 test tasks factor_mean, factor_deviation (over tasks, the
         largest of all layers and steps) and body_gradient_rate (``GradientLearner.body_gradient_rate``)."""
-        learner = CxGradLearner(ctx.model(), self)
+        network = ctx.model()
+        learner = ctx.initialised("learner", lambda: CxGradLearner(network, self))
         metrics = meta_learn(ctx, learner, self.training, outer=learner.outer, predict=learner.predict)
         batched = self.training.batched
         numbers = range(min(LOOKED_AT, self.training.test_tasks))

@@ -27,7 +27,7 @@ from torch.func import grad, vmap
 from runner.errors import UserError
 from runner.methods.fewshot.distillation import Distilled, length
 from runner.methods.fewshot.inner_loop import Weights, call, task_loss, use_batch_statistics
-from runner.methods.fewshot.meta_training import _save, _write_scores, measure, summary
+from runner.methods.fewshot.meta_training import measure, save_learner, summary, write_task_scores
 from runner.optimizers import build_optimizer, learning_rate
 
 if TYPE_CHECKING:
@@ -99,9 +99,9 @@ class HyperDistill:
                 loss = solve(learner, optimizer, tasks, state["size"])
             ctx.log(loss_validation=loss, size=state["size"], learning_rate=optimizer.param_groups[0]["lr"])
         ctx.track(learner=None, optimizer=None, state=None)
-        _save(ctx, learner)
+        save_learner(ctx, learner)
         rows = measure(ctx, "test", learner, learner.predict, "test", self.test_tasks)
-        _write_scores(ctx, rows)
+        write_task_scores(ctx, rows)
         metrics = {**summary(rows), "size": state["size"]}
         ctx.log(**metrics)
         return metrics

@@ -64,7 +64,11 @@ class KFO:
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns what ``meta_learn`` returns."""
         network = ctx.model()
-        learner = KFOLearner(network, self) if self.part == "all" else KFOHead(network, self, ctx.data.num_classes)
+
+        def build() -> KFOLearner | KFOHead:
+            return KFOLearner(network, self) if self.part == "all" else KFOHead(network, self, ctx.data.num_classes)
+
+        learner = ctx.initialised("learner", build)
         return meta_learn(ctx, learner, self.training, outer=learner.outer, predict=learner.predict)
 
 

@@ -75,13 +75,13 @@ def meta_learn(
     and its interval. Writes artifacts/learner.safetensors and artifacts/test_scores.npz (a row a task).
     """
     best = meta_train(ctx, learner, training, outer=outer, predict=predict, groups=groups)
-    _save(ctx, learner)
+    save_learner(ctx, learner)
 
     def tested(name: str) -> dict[str, Tensor]:
         return measure(ctx, name, learner, predict, "test", training.test_tasks, training.batched)
 
     rows = tested("test")
-    _write_scores(ctx, rows)
+    write_task_scores(ctx, rows)
     metrics = summary(rows)
     if best:
         name, last = ("mse" if "mse" in metrics else "accuracy"), copy.deepcopy(learner.state_dict())
@@ -229,14 +229,16 @@ def _without_query_targets(predict: Callable[..., Tensor]) -> Callable[..., Tens
     return lambda support, support_targets, query, query_targets: predict(support, support_targets, query)
 
 
-def _save(ctx: Context, learner: nn.Module) -> None:
+def save_learner(ctx: Context, learner: nn.Module) -> None:
+    """Writes artifacts/learner.safetensors: all meta-parameters by name."""
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in learner.state_dict().items()}
     replace_atomic(ctx.artifact("learner.safetensors"), lambda path: save_file(tensors, path))
 
 
-def _write_scores(ctx: Context, rows: dict[str, Tensor]) -> None:
+def write_task_scores(ctx: Context, rows: dict[str, Tensor]) -> None:
+    """Writes artifacts/test_scores.npz, a row for each test task; ``label`` is 0."""
     scores, losses = (values.numpy().astype("float32") for values in of_tasks(rows))
     arrays = {
         "index": numpy.arange(len(scores)),

@@ -43,6 +43,13 @@ def test_the_patch_holds_changes_and_names_untracked_files(repository):
     assert state.patch.endswith("# untracked: new.py\n")
 
 
+def test_recorded_results_are_no_change_of_the_code(repository):
+    (repository / "RESULTS.md").write_text("# Results\n")
+    (repository / "results").mkdir()
+    (repository / "results" / "benchmarks.md").write_text("1 s\n")
+    assert not git_state(repository).dirty
+
+
 def test_a_huge_patch_is_cut(repository):
     (repository / "code.py").write_text("x" * 3_000_000)
     patch = git_state(repository).patch
