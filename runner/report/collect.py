@@ -223,7 +223,7 @@ def link(path: Path, output: Path) -> str:
 def find_tables(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Every stored table below ``folder``/tables, by name, each with its file as ``file``; and those not readable."""
     found, unreadable = [], []
-    for file in sorted((folder / "tables").glob("*/*.json")):
+    for file in sorted([*(folder / "tables").glob("*.json"), *(folder / "tables").glob("*/*.json")]):
         table = read_json(file)
         place = file.relative_to(folder).as_posix()
         if _is_table(table):

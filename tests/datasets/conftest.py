@@ -39,7 +39,7 @@ def make_scale(name: str = "paper", train: int | None = None, test: int | None =
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scale():
     return make_scale
 

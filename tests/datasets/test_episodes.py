@@ -26,10 +26,8 @@ def glyph_data(scale, size="paper", limit=None, **episodes):
 
 
 @pytest.fixture(scope="module")
-def glyph_set():
-    from conftest import make_scale
-
-    return glyph_data(make_scale)
+def glyph_set(scale):
+    return glyph_data(scale)
 
 
 def test_a_task_is_a_function_of_seed_split_and_number(glyph_set):
