@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ class RunObserver:
         self.log = log
         self.prefix = prefix
         self.now = ("", 0)  # phase and step, for status.json
+        with contextlib.suppress(OSError):
+            log.touch()  # every run has one, also a cell with nothing to say until it is resumed
 
     def phase(self, name: str, total: int | None) -> None:
         """A verb begins."""
