@@ -6,9 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL = ".partial"  # hidden names that end so are half-written, whoever wrote them was killed
 
@@ -38,6 +41,18 @@ def replace_atomic(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A .safetensors file of ``tensors``, copied to the CPU and made contiguous; views may share memory.
+
+    The library's own writer to a file leaves a temporary of its own naming where it is killed.
+    """
+    import torch
+    from safetensors.torch import save
+
+    plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    write_atomic(path, save(plain))
 
 
 def remove_partial(folder: Path) -> None:

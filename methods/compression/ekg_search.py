@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runner.errors import UserError
 from runner.methods.compression.gates import GatedNetwork
 from runner.methods.compression.search import Search, SearchSettings, split_history
-from runner.storage import replace_atomic, write_json
+from runner.storage import write_json, write_tensors
 
 if TYPE_CHECKING:
     from runner.context import Context
@@ -130,11 +130,11 @@ def gate_network(ctx: Context, network: nn.Module) -> GatedNetwork:
 
 def write_search(path: Path, network: nn.Module, history: Sequence[Mapping]) -> None:
     """The tuned network and all networks met: orders (H, channels of all gates), rates (H, gates), losses (H,)."""
-    tensors = {f"network.{name}": tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors["history.orders"] = torch.stack([entry["orders"] for entry in history])
     tensors["history.rates"] = torch.tensor([entry["rates"] for entry in history], dtype=torch.float64)
     tensors["history.losses"] = torch.tensor([entry["loss"] for entry in history], dtype=torch.float64)
-    replace_atomic(path, lambda temporary: save_file(tensors, temporary))
+    write_tensors(path, tensors)
 
 
 @dataclass(frozen=True)

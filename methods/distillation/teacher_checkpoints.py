@@ -18,7 +18,7 @@ from runner.fit import fit, test_metrics
 from runner.models.weights import assign, read_tensors
 from runner.plan import cell_config
 from runner.product import load
-from runner.storage import replace_atomic
+from runner.storage import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,8 +99,5 @@ def file_of(epochs: int) -> str:
 
 def keep(network: nn.Module, path: Path) -> None:
     """Writes the weights unless they are there: an epoch asks before every batch, and a resume begins in its midst."""
-    from safetensors.torch import save_file
-
     if not path.exists():
-        tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
-        replace_atomic(path, lambda place: save_file(tensors, place))
+        write_tensors(path, network.state_dict())

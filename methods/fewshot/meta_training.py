@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from runner.methods.fewshot.inner_loop import over_tasks
 from runner.optimizers import build_optimizer, learning_rate
-from runner.storage import replace_atomic
+from runner.storage import replace_atomic, write_tensors
 
 if TYPE_CHECKING:
     from runner.context import Context
@@ -231,10 +231,7 @@ def _without_query_targets(predict: Callable[..., Tensor]) -> Callable[..., Tens
 
 def save_learner(ctx: Context, learner: nn.Module) -> None:
     """Writes artifacts/learner.safetensors: all meta-parameters by name."""
-    from safetensors.torch import save_file
-
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in learner.state_dict().items()}
-    replace_atomic(ctx.artifact("learner.safetensors"), lambda path: save_file(tensors, path))
+    write_tensors(ctx.artifact("learner.safetensors"), learner.state_dict())
 
 
 def write_task_scores(ctx: Context, rows: dict[str, Tensor]) -> None:
