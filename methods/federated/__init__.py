@@ -1,0 +1,1 @@
+"""Federated learning: clients that share what they learn, not their data."""

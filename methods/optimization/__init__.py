@@ -1,0 +1,1 @@
+"""Optimisers, curvature and approximate inference."""

@@ -1,0 +1,1 @@
+"""Reinforcement learning: online, offline, and from one to the other."""
