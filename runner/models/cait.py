@@ -133,7 +133,7 @@ class CaiT(nn.Module):
         patches = self.embedding(images) + self.positions
         for block in self.patch_blocks:
             patches = block(patches)
-        token = self.class_token.expand(len(images), -1, -1)
+        token = self.class_token.expand(images.shape[0], -1, -1)
         for block in self.class_blocks:
             token = block(token, patches)
         return self.head(self.norm(token[:, 0]))

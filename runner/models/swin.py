@@ -19,6 +19,7 @@ from runner.models.transformers import (
     cut_patches,
     halved,
     patches_a_side,
+    rising,
 )
 
 OTHER_REGION = -100.0  # added to the logits of tokens that only the cyclic shift brought into one window
@@ -69,7 +70,7 @@ class WindowAttention(nn.Module):
         maps = tokens.unflatten(1, (self.side, self.side))
         if self.shift:
             maps = maps.roll((-self.shift, -self.shift), (1, 2))
-        windows = self.attention(cut_windows(maps, self.window), self.bias(len(tokens)))
+        windows = self.attention(cut_windows(maps, self.window), self.bias(tokens.shape[0]))
         maps = join_windows(windows, self.window, self.side)
         if self.shift:
             maps = maps.roll((self.shift, self.shift), (1, 2))
@@ -152,7 +153,7 @@ class Swin(nn.Module):
             self.embedding = NormalisedPatches(in_channels, width, size)
         self.positions = nn.Parameter(torch.zeros(1, side**2, width))
         nn.init.trunc_normal_(self.positions, std=0.02)
-        drops = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        drops = iter(rising(drop_path, sum(depths)))
         layers: list[nn.Module] = []
         for stage, (depth, count) in enumerate(zip(depths, heads, strict=True)):
             if stage > 0:

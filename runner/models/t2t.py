@@ -18,6 +18,7 @@ from runner.models.transformers import (
     Perceptron,
     as_maps,
     check_tokens,
+    rising,
     with_class_token,
     with_shifted_copies,
 )
@@ -106,7 +107,7 @@ class T2T(nn.Module):
         self.embedding = nn.Linear(inputs, width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("positions", sinusoids(1 + side**2, width), persistent=False)
-        drops = torch.linspace(0, drop_path, depth).tolist()
+        drops = rising(drop_path, depth)
         self.blocks = nn.Sequential(
             *[
                 Block(width, AttentionBesideInput(width, heads, self.locality), perceptron_ratio * width, drop)

@@ -180,7 +180,10 @@ class Perceptron(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Attention and perceptron, each behind a norm and beside a residual; ``drop_path``: of a whole branch, an image."""
+    """Attention and perceptron, each behind a norm and beside a residual.
+
+    ``drop_path``: probability that a branch is left out for an image.
+    """
 
     def __init__(self, width: int, attention: nn.Module, hidden: int, drop_path: float) -> None:
         super().__init__()
@@ -193,9 +196,14 @@ class Block(nn.Module):
         return tokens + self.drop_path(self.perceptron(self.norm2(tokens)))
 
 
+def rising(last: float, count: int) -> list[float]:
+    """Probabilities from 0 to ``last`` in equal steps."""
+    return [last * number / max(1, count - 1) for number in range(count)]
+
+
 def with_class_token(tokens: Tensor, class_token: Tensor) -> Tensor:
     """The class token (1,1,D) before the tokens (B,N,D) of every image."""
-    return torch.cat([class_token.expand(len(tokens), -1, -1), tokens], 1)
+    return torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], 1)
 
 
 def xavier_normal(network: nn.Module) -> None:
