@@ -76,6 +76,7 @@ ZOO["mobilenet_v2"] = ZooEntry(
 ZOO["mobilenet_v2_half"] = ZooEntry(
     "runner.models.from_torchvision:mobilenet_v2_half", {}, {"cifar": "CIFAR form (3x3, stride 2)"}
 )
+ZOO["shufflenet_v1"] = ZooEntry("runner.models.shufflenet:ShuffleNetV1", {}, {"cifar": "CIFAR form (1x1, stride 1)"})
 ZOO["shufflenet_v2"] = ZooEntry(
     "runner.models.from_torchvision:shufflenet_v2",
     {},
