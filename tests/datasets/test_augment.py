@@ -170,7 +170,7 @@ def test_they_are_refused_where_images_are_not_in_memory(name, tmp_path):
         normalisation={"mean": [0], "std": [1]},
         augmentation=AugmentationSettings(erasing=0.25),
     )
-    with pytest.raises(UserError, match="dataset.augmentation.erasing=0.25"):
+    with pytest.raises(UserError, match=r"dataset\.augmentation\.erasing=0\.25"):
         check_dataset(settings, tmp_path, offline=True)
 
 
