@@ -67,6 +67,14 @@ def check_dataset(settings: AnyDataset, data_root: str | Path, offline: bool) ->
         UserError: with the cure.
     """
     _module(settings).check(settings, Path(data_root).expanduser(), offline)
+    augmentation = getattr(settings, "augmentation", None)
+    for name in ("policy", "erasing"):
+        value = getattr(augmentation, name, None)
+        if value and (kind_of(settings) != "images" or settings.name == "imagenet"):
+            raise UserError(
+                f"dataset.augmentation.{name}={value}: only for images that memory holds; leave it out with "
+                f"dataset={settings.name}"
+            )
 
 
 def kind_of(settings: AnyDataset) -> str:

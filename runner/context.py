@@ -172,10 +172,10 @@ class Context:
 
     # ---- networks --------------------------------------------------------------------------------------------------
 
-    def model(self, role: str | None = None) -> nn.Module:
+    def model(self, role: str | None = None, arguments: Mapping[str, Any] | None = None) -> nn.Module:
         """The config's network, or that of the section ``role``: freshly initialised from its own random stream, or
-        with ``model.weights``."""
-        settings = self.role_model(role)
+        with ``model.weights``. ``arguments`` are added to those of ``model.target``; ``save_model`` needs them too."""
+        settings = with_arguments(self.role_model(role), arguments)
         names = [*filter(None, ["model", role]), self._next("model")]
         with self._in_turn(), randomness.stream(self.durable.seeds.initialisation, *names):
             return self._placed(self._built(settings))
@@ -245,15 +245,18 @@ class Context:
         config = cell_config(self.config, method, fields, recipe, seed, self.launch.search_path)
         return run_cell(self, config, as_role=role or method)
 
-    def save_model(self, model: nn.Module) -> None:
-        """Writes the product: artifacts/model/ with weights, architecture and an exported program."""
+    def save_model(self, model: nn.Module, arguments: Mapping[str, Any] | None = None) -> None:
+        """Writes the product: artifacts/model/ with weights, architecture and an exported program.
+
+        ``arguments``: with which ``model`` was built beside the config's.
+        """
         from runner.models import architecture_of
         from runner.product import save_model
 
         if not self._writes:
             return
         architecture = architecture_of(
-            self.settings.model,
+            with_arguments(self.settings.model, arguments),
             num_classes=self.data.num_classes,
             image_size=self.data.image_size,
             channels=self.data.channels,
@@ -416,3 +419,8 @@ class Context:
                 numpy.savez(file, **arrays)
 
         replace_atomic(self.artifact("test_scores.npz"), write)
+
+
+def with_arguments(settings: ModelSettings, arguments: Mapping[str, Any] | None) -> ModelSettings:
+    """``settings`` with more arguments for the function that builds the network."""
+    return replace(settings, arguments={**settings.arguments, **arguments}) if arguments else settings

@@ -37,9 +37,10 @@ CPU_SECONDS = 2.0  # of a smoke run beyond imports
 
 
 def command(method: str) -> tuple[str, ...]:
-    """What takes no images runs on the data and the network that it brings along."""
-    images = "images" in (describe(method, search_path()).data or ("images",))
-    return f"method={method}", *(("model=resnet20", "dataset=digits") if images else ()), "scale=smoke", "hardware=cpu"
+    """What takes no images, or no classifier of them, runs on the data and the network that it brings along."""
+    said = describe(method, search_path())
+    words = ("model=resnet20", "dataset=digits") if "images" in said.data and "classifier" in said.model else ()
+    return f"method={method}", *words, "scale=smoke", "hardware=cpu"
 
 
 def run(method: str, place: Path, *more: str) -> Answer:
