@@ -35,8 +35,9 @@ CPU_SECONDS = 2.0  # of a smoke run beyond imports
 
 
 def command(method: str) -> tuple[str, ...]:
-    """What takes no images runs on the data and the network that it brings along."""
-    images = "images" in (describe(method, search_path()).data or ("images",))
+    """What classifies no images runs on the data and the network that it brings along."""
+    said = describe(method, search_path())
+    images = "images" in (said.data or ("images",)) and "classifier" in (said.model or ("classifier",))
     return f"method={method}", *(("model=resnet20", "dataset=digits") if images else ()), "scale=smoke", "hardware=cpu"
 
 

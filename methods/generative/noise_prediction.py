@@ -69,7 +69,9 @@ def loss_on(ctx: Context, network: nn.Module, diffusion: Diffusion) -> float:
     network.eval()
     total, count = torch.zeros((), dtype=torch.float64), 0
     with torch.no_grad(), ctx.autocast():
-        for images, *_ in ctx.batches("test", ctx.recipe.evaluation_batch_size, shuffle=False, augment=False).iterate(0):
+        for images, *_ in ctx.batches("test", ctx.recipe.evaluation_batch_size, shuffle=False, augment=False).iterate(
+            0
+        ):
             for place in range(LOSS_LEVELS):
                 time = int((place + 0.5) / LOSS_LEVELS * diffusion.steps)
                 noise = torch.randn_like(images)

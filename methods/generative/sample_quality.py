@@ -47,7 +47,9 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 def squared_mmd(samples: Tensor, held_out: Tensor) -> float:
     """Unbiased, so that it can fall below 0; features (N, K) and (M, K)."""
     width = torch.pdist(held_out[:ROWS]).median().item()
-    within = [(_kernel_sum(item, item, width) - len(item)) / (len(item) * (len(item) - 1)) for item in (samples, held_out)]
+    within = [
+        (_kernel_sum(item, item, width) - len(item)) / (len(item) * (len(item) - 1)) for item in (samples, held_out)
+    ]
     between = _kernel_sum(samples, held_out, width) / (len(samples) * len(held_out))
     return within[0] + within[1] - 2 * between
 
