@@ -1,4 +1,4 @@
-"""Denoising diffusion probabilistic models: a network predicts the noise in noisy images; images are drawn step by step.
+"""Denoising diffusion probabilistic models: a network predicts the noise in noisy images; images are drawn by steps.
 
 Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, arXiv:2006.11239, algorithms 1 and 2.
 Official code: hojonathanho/diffusion (TensorFlow). The weights of a run with samples=0 are what methods that sample

@@ -37,7 +37,7 @@ def symmetric(images: Images) -> Tensor:
     return images.images.float() / HALF_RANGE - 1
 
 
-# ---- training ----------------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def train(ctx: Context, diffusion: Diffusion) -> nn.Module:
@@ -83,7 +83,7 @@ def loss_on(ctx: Context, network: nn.Module, diffusion: Diffusion) -> float:
 
 
 def predicted(network: nn.Module, x: Tensor, times: Tensor) -> Tensor:
-    """The network's estimate of the noise in x (B, C, ...); of a network that estimates variances too, the first half."""
+    """The network's estimate of the noise in x (B, C, ...); the first half of what estimates variances too."""
     return network(x, times)[:, : x.shape[1]].float()
 
 
@@ -112,7 +112,7 @@ def noise_estimate(ctx: Context, network: nn.Module) -> Estimate:
     return estimate
 
 
-# ---- drawing -----------------------------------------------------------------------------------------------------------
+# ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
 class Drawn:

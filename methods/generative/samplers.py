@@ -71,7 +71,7 @@ class Flow:
         return self.move(x, noise, time, time - 1) - x
 
 
-# ---- steps: from x at t to x at ``until``; ``past`` holds what earlier steps of the same batch found -------------------
+# ---- steps: from x at t to x at ``until``; ``past`` holds what earlier steps of the same batch found -----------------
 
 Step = Callable[[Flow, Tensor, int, int, list[Tensor]], Tensor]
 

@@ -131,8 +131,8 @@ class UNet(nn.Module):
         step = 2 ** (self.levels - 1)
         if x.shape[2] % step or x.shape[3] % step:
             raise UserError(
-                f"images of {x.shape[2]}x{x.shape[3]} pixels do not halve {self.levels - 1} times, as this U-Net needs: "
-                f"set dataset.image_size to a multiple of {step}"
+                f"images of {x.shape[2]}x{x.shape[3]} pixels do not halve {self.levels - 1} times: "
+                f"this U-Net needs dataset.image_size to be a multiple of {step}"
             )
         first, second = self.temb["dense"]
         time = second(F.silu(first(embed_time(time, self.width))))
