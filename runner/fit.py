@@ -40,6 +40,7 @@ def fit(
     name: str = "train",
     batches: Any = None,
     parameters: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
     validate: bool = True,
 ) -> Fitted:
     """Trains ``model`` in place for the recipe's epochs.
@@ -60,6 +61,7 @@ def fit(
         batches: default the augmented training split in the recipe's batch size.
         parameters: what is trained, default all of ``model``. What of it lies outside of ``model`` is the caller's to
             ``ctx.track``, so that it is saved too.
+        optimizer: over these parameters, with one learning rate; default the recipe's.
         validate: measure on the validation split after every epoch; off for a stage that trains no classifier.
     """
     recipe = recipe or ctx.recipe
@@ -68,7 +70,7 @@ def fit(
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     parameters = list(model.parameters() if parameters is None else parameters)
-    optimizer = build_optimizer(parameters, recipe.optimizer)
+    optimizer = optimizer or build_optimizer(parameters, recipe.optimizer)
     best: dict[str, Any] = {"accuracy": -1.0, "weights": None}
     validate = validate and len(ctx.data.validation) > 0
     mix = mixing(recipe, ctx.data.num_classes)
