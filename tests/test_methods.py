@@ -35,9 +35,11 @@ CPU_SECONDS = 2.0  # of a smoke run beyond imports
 
 
 def command(method: str) -> tuple[str, ...]:
-    """What takes no images runs on the data and the network that it brings along."""
-    images = "images" in (describe(method, search_path()).data or ("images",))
-    return f"method={method}", *(("model=resnet20", "dataset=digits") if images else ()), "scale=smoke", "hardware=cpu"
+    """What takes no images, or no classifier, runs on the data and the network that it brings along."""
+    said = describe(method, search_path())
+    images = ("dataset=digits",) if "images" in (said.data or ("images",)) else ()
+    classifier = ("model=resnet20",) if images and "classifier" in (said.model or ("classifier",)) else ()
+    return f"method={method}", *classifier, *images, "scale=smoke", "hardware=cpu"
 
 
 def run(method: str, place: Path, *more: str) -> Answer:

@@ -1,9 +1,9 @@
 """Tables of trained architectures: what a search looks up instead of training. A CSV file, made here or by a user.
 
 Columns: ``architecture`` (text, the network's argument of this name), ``accuracy_test``, and where they are known
-``accuracy_validation``, ``accuracy_search`` (validation after the short training that a search may afford), ``cost`` (of
-that training, in the unit of a search's budget), and any further ``accuracy_NAME``. Accuracies are 0..1, or percent in
-a column that goes above 1.
+``accuracy_validation``, ``accuracy_search`` (validation after the short training that a search can afford), ``cost``
+(of that training, in the unit of a search's budget), and any further ``accuracy_NAME``. Accuracies are 0..1, or percent
+in a column that goes above 1.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ of them, on any images, is what searches for architectures look up here where no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -66,11 +67,7 @@ class CellBenchmark:
         ctx.track(columns=columns)
         for place in ctx.loop("architectures", len(names)):
             network = candidate(ctx, names[place])
-
-            def loss(images: Tensor, labels: Tensor, network: nn.Module = network) -> Tensor:
-                return cross_entropy(network(images), labels, label_smoothing=ctx.recipe.label_smoothing)
-
-            fit(ctx, network, loss, validate=False)
+            fit(ctx, network, label_loss(network, ctx.recipe.label_smoothing), validate=False)
             columns[VALIDATION].append(ctx.evaluate(network, "validation")["accuracy"])
             columns[TEST].append(ctx.evaluate(network, "test", record=False)["accuracy"])
             columns[COST].append(training_cost(ctx, network))
@@ -83,6 +80,11 @@ class CellBenchmark:
             "accuracy_mean": table.columns[TEST].mean(),
             "accuracy_of_most_accurate": table.columns[TEST][table.validation.argmax()],
         }
+
+
+def label_loss(network: nn.Module, smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy of (images, labels)."""
+    return lambda images, labels: cross_entropy(network(images), labels, label_smoothing=smoothing)
 
 
 def drawn_architectures(number: int, seed: int) -> list[str]:

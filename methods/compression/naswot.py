@@ -49,7 +49,9 @@ class NASWOT:
     paper: ClassVar[str] = "arXiv:2006.04647"
     fidelity: ClassVar[str] = "official"
     claim: ClassVar[str] = "Untrained networks that code different images differently do better once they are trained."
-    citation: ClassVar[str] = "Mellor, Turner, Storkey, Crowley. Neural Architecture Search without Training. ICML 2021."
+    citation: ClassVar[str] = (
+        "Mellor, Turner, Storkey, Crowley. Neural Architecture Search without Training. ICML 2021."
+    )
     data: ClassVar[tuple[str, ...]] = ("images",)
     model: ClassVar[tuple[str, ...]] = ("architecture",)
     soft_labels: ClassVar[bool] = True  # nothing is trained here but the table

@@ -1,4 +1,4 @@
-"""Numbers that tell before training how well a network will do, each from one batch: (network, images, labels) -> score.
+"""Numbers that tell before training how well a network will do: (network, images, labels) of one batch to a score.
 
 relu_codes: Mellor et al. 2021, arXiv:2006.04647, section 3. jacobian: the first version of that paper (2020).
 synflow: Tanaka et al. 2020, arXiv:2006.05467; gradient_norm: as in Abdelfattah et al. 2021, arXiv:2101.08134.

@@ -72,9 +72,7 @@ class CellNetwork(nn.Module):
         self, operations: tuple[str, ...], channels: int, stages: int, cells: int, num_classes: int, in_channels: int
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         widths = [channels * 2**stage for stage in range(stages)]
         layers: list[nn.Module] = [Cell(operations, channels) for _ in range(cells)]
         for before, width in pairwise(widths):
