@@ -245,8 +245,13 @@ class Context:
         config = cell_config(self.config, method, fields, recipe, seed, self.launch.search_path)
         return run_cell(self, config, as_role=role or method)
 
-    def save_model(self, model: nn.Module) -> None:
-        """Writes the product: artifacts/model/ with weights, architecture and an exported program."""
+    def save_model(self, model: nn.Module, *, rebuild: str | None = None, **arguments: Any) -> None:
+        """Writes the product: artifacts/model/ with weights, architecture and an exported program.
+
+        ``rebuild`` (package:function) makes the network again where the method gave it another form: it is called as
+        the function of a ``model.target`` is, with ``arguments`` and with ``network``, what builds the config's own
+        (name, target, arguments, stem, padding).
+        """
         from runner.models import architecture_of
         from runner.product import save_model
 
@@ -265,6 +270,9 @@ class Context:
             class_names=self.data.class_names,
             dataset=self.data.display_name,
         )
+        if rebuild is not None:
+            network = {name: architecture[name] for name in ("name", "target", "arguments", "stem", "padding")}
+            architecture |= {"target": rebuild, "arguments": {"network": network, **arguments}}
         example = torch.zeros(2, *self._input_shape(), device=self.device)
         with randomness.preserved():
             self.product = save_model(
