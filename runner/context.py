@@ -245,10 +245,14 @@ class Context:
         config = cell_config(self.config, method, fields, recipe, seed, self.launch.search_path)
         return run_cell(self, config, as_role=role or method)
 
-    def save_model(self, model: nn.Module, arguments: Mapping[str, Any] | None = None) -> None:
+    def save_model(
+        self, model: nn.Module, arguments: Mapping[str, Any] | None = None, *, rebuild: str | None = None
+    ) -> None:
         """Writes the product: artifacts/model/ with weights, architecture and an exported program.
 
-        ``arguments``: with which ``model`` was built beside the config's.
+        ``arguments``: with which ``model`` was built beside the config's. ``rebuild`` (package:function) makes the
+        network again where the method gave it another form: it is called as the function of a ``model.target`` is,
+        with ``arguments`` and with ``network``, what builds the config's own (name, target, arguments, stem, padding).
         """
         from runner.models import architecture_of
         from runner.product import save_model
@@ -256,7 +260,7 @@ class Context:
         if not self._writes:
             return
         architecture = architecture_of(
-            with_arguments(self.settings.model, arguments),
+            with_arguments(self.settings.model, None if rebuild else arguments),
             num_classes=self.data.num_classes,
             image_size=self.data.image_size,
             channels=self.data.channels,
@@ -268,6 +272,9 @@ class Context:
             class_names=self.data.class_names,
             dataset=self.data.display_name,
         )
+        if rebuild is not None:
+            network = {name: architecture[name] for name in ("name", "target", "arguments", "stem", "padding")}
+            architecture |= {"target": rebuild, "arguments": {"network": network, **(arguments or {})}}
         example = torch.zeros(2, *self._input_shape(), device=self.device)
         with randomness.preserved():
             self.product = save_model(

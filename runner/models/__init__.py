@@ -6,11 +6,12 @@ import dataclasses
 import importlib
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import UserError, did_you_mean
 from runner.models import imagenet
-from runner.models.weights import Origin, assign_all, load_weights, origin_of
+from runner.models.weights import Origin, assign_all, find_product, load_weights, origin_of, read_architecture
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +55,7 @@ ZOO: dict[str, ZooEntry] = (
         name: ZooEntry(
             "runner.models.vgg:VGG", {"plan": name}, {"cifar": "CIFAR form (one linear layer)"}, smallest=side
         )
-        for name, side in (("vgg7", 8), ("vgg8", 8), ("vgg13", 8), ("vgg16", 32))
+        for name, side in (("vgg5_narrow", 4), ("vgg7", 8), ("vgg8", 8), ("vgg13", 8), ("vgg16", 32))
     }
 )
 ZOO["resnet14_narrow"] = ZooEntry(
@@ -108,10 +109,11 @@ def build_model(
     settings = resolve(settings, image_size=image_size, small_image_stem=small_image_stem)
     if settings.weights:
         _check_origin(settings, num_classes=num_classes, channels=channels)
+    target, arguments = form_of_weights(settings) or (settings.target, settings.arguments)
     model = build_network(
         name=settings.name,
-        target=settings.target,
-        arguments=settings.arguments,
+        target=target,
+        arguments=arguments,
         num_classes=num_classes,
         channels=channels,
         stem=settings.stem,
@@ -124,6 +126,17 @@ def build_model(
     elif settings.weights:
         load_weights(model, settings.weights, head=settings.head)
     return model
+
+
+def form_of_weights(settings: ModelSettings) -> tuple[str, dict[str, Any]] | None:
+    """(target, arguments) where the weights are of a run whose method gave this network another form, such as fake
+    quantization: what makes that form. None: the network's own. Imports no torch."""
+    if not settings.weights or settings.weights == imagenet.WORD or not Path(settings.weights).expanduser().is_dir():
+        return None
+    stored = read_architecture(find_product(Path(settings.weights).expanduser()))
+    inner = stored["arguments"].get("network")
+    of_this = isinstance(inner, dict) and (inner.get("name"), inner.get("target")) == (settings.name, settings.target)
+    return (stored["target"], stored["arguments"]) if of_this and stored["target"] != settings.target else None
 
 
 def build_shaped(settings: ModelSettings, shape: dict[str, Any]) -> nn.Module:
