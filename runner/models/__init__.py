@@ -76,6 +76,7 @@ ZOO["mobilenet_v2"] = ZooEntry(
 ZOO["mobilenet_v2_half"] = ZooEntry(
     "runner.models.from_torchvision:mobilenet_v2_half", {}, {"cifar": "CIFAR form (3x3, stride 2)"}
 )
+ZOO["shufflenet_v1"] = ZooEntry("runner.models.shufflenet:ShuffleNetV1", {}, {"cifar": "CIFAR form (1x1, stride 1)"})
 ZOO["shufflenet_v2"] = ZooEntry(
     "runner.models.from_torchvision:shufflenet_v2",
     {},
@@ -123,6 +124,29 @@ def build_model(
     elif settings.weights:
         load_weights(model, settings.weights, head=settings.head)
     return model
+
+
+def build_shaped(settings: ModelSettings, shape: dict[str, Any]) -> nn.Module:
+    """``settings.target(**shape, **settings.arguments)``: a network for data that is no image.
+
+    Raises UserError: a network of images, weights, arguments that the function does not take.
+    """
+    from runner.settings import load_target
+
+    if not settings.target:
+        raise UserError(
+            f"model={settings.name}: this method builds networks with {', '.join(shape)}; "
+            "leave model= out for the one that fits, or give model.target=package:function"
+        )
+    if settings.weights:
+        raise UserError(f"model.weights={settings.weights}: this method initialises its networks itself; leave it out")
+    build = load_target(settings.target, "model.target")
+    arguments = {**shape, **settings.arguments}
+    try:
+        inspect.signature(build).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"model.arguments: {settings.target}: {error}") from None
+    return build(**arguments)
 
 
 def weights_origin(settings: ModelSettings) -> Origin | None:
