@@ -172,11 +172,12 @@ class Context:
 
     # ---- networks --------------------------------------------------------------------------------------------------
 
-    def model(self, role: str | None = None) -> nn.Module:
+    def model(self, role: str | None = None, *, draw: int | None = None) -> nn.Module:
         """The config's network, or that of the section ``role``: freshly initialised from its own random stream, or
-        with ``model.weights``."""
+        with ``model.weights``. ``draw`` numbers the streams of networks that a loop asks for."""
         settings = self.role_model(role)
-        names = [*filter(None, ["model", role]), self._next("model")]
+        number = self._next("model") if draw is None else f"draw {draw}"
+        names = [*filter(None, ["model", role]), number]
         with self._in_turn(), randomness.stream(self.durable.seeds.initialisation, *names):
             return self._placed(self._built(settings))
 

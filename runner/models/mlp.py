@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 SIDE = 8  # pixels after averaging; scikit-learn's digits are stored so
 
@@ -25,6 +25,7 @@ def perceptron(
     widths: Sequence[int] = (256, 256, 256),
     batch_norm: bool = False,
     side: int | None = None,
+    grey: bool = False,
 ) -> nn.Sequential:
     """Images (B, in_channels, H, W) to logits (B, num_classes) through hidden layers of ``widths`` rectified units.
 
@@ -33,11 +34,13 @@ def perceptron(
     Args:
         batch_norm: before every ReLU.
         side: pixels that images are averaged to first; None: every pixel is an input.
+        grey: only the first channel is an input, for grey images that are stored with three.
     """
+    first = [FirstChannel()] if grey else []
     averaging = [] if side is None else [nn.AdaptiveAvgPool2d(side)]
-    sizes = (in_channels * (side or image_size) ** 2, *widths)
+    sizes = ((1 if grey else in_channels) * (side or image_size) ** 2, *widths)
     hidden = hidden_layers(sizes, batch_norm)
-    return nn.Sequential(*averaging, nn.Flatten(), *hidden, nn.Linear(sizes[-1], num_classes))
+    return nn.Sequential(*first, *averaging, nn.Flatten(), *hidden, nn.Linear(sizes[-1], num_classes))
 
 
 def hidden_layers(sizes: Sequence[int], batch_norm: bool = False) -> Iterator[nn.Module]:
@@ -47,3 +50,10 @@ def hidden_layers(sizes: Sequence[int], batch_norm: bool = False) -> Iterator[nn
         if batch_norm:
             yield nn.BatchNorm1d(outputs)
         yield nn.ReLU()
+
+
+class FirstChannel(nn.Module):
+    """Images (B, C, H, W) to (B, 1, H, W)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :1]
