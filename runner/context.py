@@ -172,11 +172,15 @@ class Context:
 
     # ---- networks --------------------------------------------------------------------------------------------------
 
-    def model(self, role: str | None = None, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    def model(
+        self, role: str | None = None, arguments: Mapping[str, Any] | None = None, *, draw: int | None = None
+    ) -> nn.Module:
         """The config's network, or that of the section ``role``: freshly initialised from its own random stream, or
-        with ``model.weights``. ``arguments`` are added to those of ``model.target``; ``save_model`` needs them too."""
+        with ``model.weights``. ``arguments`` are added to those of ``model.target``; ``save_model`` needs them too.
+        ``draw`` numbers the streams of networks that a loop asks for."""
         settings = with_arguments(self.role_model(role), arguments)
-        names = [*filter(None, ["model", role]), self._next("model")]
+        number = self._next("model") if draw is None else f"draw {draw}"
+        names = [*filter(None, ["model", role]), number]
         with self._in_turn(), randomness.stream(self.durable.seeds.initialisation, *names):
             return self._placed(self._built(settings))
 

@@ -70,8 +70,8 @@ class BlockDiagonal:
     deviations: ClassVar[tuple[str, ...]] = (
         "reconstructed from the abstracts: the bounds of the clipped spectrum are AdaBound's, the bias corrections and "
         "the place of delta Adam's, a refresh of a share of the layers draws each by itself",
-        "of recipe.optimizer the learning rate, the momentum (b1) and the weight decay count, not the name; the decay is "
-        "decoupled, but for sgd, rmsprop and adagrad",
+        "of recipe.optimizer the learning rate, the momentum (b1) and the weight decay count, not the name; the decay "
+        "is decoupled, but for sgd, rmsprop and adagrad",
         "GGT and Shampoo precondition every tensor by itself; GGT leaves out what lies outside of its window's span",
     )
 
