@@ -7,8 +7,11 @@ A data set is one module with two functions (see ``digits`` for the shortest):
     check(settings, data_root, offline)           light: missing files, unreadable paths, forbidden downloads
     load(settings, limits, data_root) -> Loaded   imports torch; called after ``check``
 
-What is not labelled images says so in ``KIND``, and its ``load`` returns the finished data: tasks (``episodes``), or
-tasks of regression (``regression episodes``, see ``sinusoid``).
+What is not labelled images says so in ``KIND``, and its ``load`` returns the finished data: tasks (``episodes``),
+tasks of regression (``regression episodes``, see ``sinusoid``), environments, graphs, series ... Such data has
+``to(device)``, ``describe()`` (a line about it) and ``display_name``. A kind with other settings than images
+defines them in a class ``Settings`` of its module, below ``runner.schema.AnyDataset``; ``none`` is for methods
+that take no data.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from runner.datasets.images import ImageData
     from runner.datasets.linear_tasks import LinearTasks
     from runner.datasets.sinusoid import SinusoidData
-    from runner.schema import DatasetSettings, Scale
+    from runner.schema import AnyDataset, Scale
 
 NAMED = ("digits", "fashion_mnist", "image_folder", "imagenet", "tiny_imagenet", "torch_dataset")
 MODULES = {
@@ -47,13 +50,14 @@ MODULES = {
     "omniglot_episodes": "runner.datasets.omniglot",
     "linear_tasks": "runner.datasets.linear_tasks",
     "sinusoid": "runner.datasets.sinusoid",
+    "none": "runner.datasets.none",
 }
 
 # Their content is fixed by published checksums wherever the files lie, so a path says nothing about the result.
 CHECKSUMMED = {"cifar10", "cifar100", "fashion_mnist"}
 
 
-def check_dataset(settings: DatasetSettings, data_root: str | Path, offline: bool) -> None:
+def check_dataset(settings: AnyDataset, data_root: str | Path, offline: bool) -> None:
     """Find in milliseconds what would stop ``load_data``: unknown name, missing or unreadable path, forbidden download.
 
     Imports neither torch nor numpy, but for the module that ``dataset.target`` names. What only shows when an archive
@@ -65,9 +69,17 @@ def check_dataset(settings: DatasetSettings, data_root: str | Path, offline: boo
     _module(settings).check(settings, Path(data_root).expanduser(), offline)
 
 
-def kind_of(settings: DatasetSettings) -> str:
-    """images, episodes or regression episodes: what ``data`` of a method's class must name."""
+def kind_of(settings: AnyDataset) -> str:
+    """images, episodes, graph ...: what ``data`` of a method's class must name. Raises UserError for unknown names."""
     return getattr(_module(settings), "KIND", "images")
+
+
+def settings_class(name: object) -> type:
+    """The typed settings of the data set ``name``; those of images where there is none of that name."""
+    from runner.schema import DatasetSettings
+
+    module = importlib.import_module(MODULES[name]) if name in MODULES else None
+    return getattr(module, "Settings", DatasetSettings)
 
 
 def fingerprint(name: str, path: str | None) -> str | None:
@@ -89,9 +101,9 @@ def fingerprint(name: str, path: str | None) -> str | None:
 
 
 def load_data(
-    settings: DatasetSettings, scale: Scale, *, data_root: str | Path, offline: bool
+    settings: AnyDataset, scale: Scale, *, data_root: str | Path, offline: bool
 ) -> ImageData | EpisodeData | LinearTasks | SinusoidData:
-    """Read, cap and split a data set. Of tasks, smoke alone reads fewer classes and images.
+    """Read, cap and split a data set. Of tasks, smoke alone reads fewer classes and images. Another kind gets the caps.
 
     The caps are class-balanced and take the first images of every class: ``settings.train_size`` and ``test_size`` win
     over the scale's, except at smoke, where the smaller holds. The validation part is taken after the caps from the end
@@ -106,11 +118,14 @@ def load_data(
     data_root = Path(data_root).expanduser()
     check_dataset(settings, data_root, offline)
     limits = images.Limits(
-        train=_limit(settings.train_size, scale.max_train_examples, scale.name),
-        test=_limit(settings.test_size, scale.max_test_examples, scale.name),
+        train=_limit(getattr(settings, "train_size", None), scale.max_train_examples, scale.name),
+        test=_limit(getattr(settings, "test_size", None), scale.max_test_examples, scale.name),
     )
-    if kind_of(settings) != "images":
-        return _module(settings).load(settings, limits if scale.name == "smoke" else images.Limits(), data_root)
+    kind = kind_of(settings)
+    if kind.endswith("episodes") and scale.name != "smoke":
+        limits = images.Limits()
+    if kind != "images":
+        return _module(settings).load(settings, limits, data_root)
     loaded = _module(settings).load(settings, limits, data_root)
     for note in loaded.notes:
         print(f"{loaded.display_name}: {note}", file=sys.stderr)
@@ -123,9 +138,9 @@ def _limit(wished: int | None, of_scale: int | None, scale: str) -> int | None:
     return min(wished, of_scale) if scale == "smoke" and of_scale is not None else wished
 
 
-def _module(settings: DatasetSettings):
+def _module(settings: AnyDataset):
     name = settings.name
-    if settings.target is not None:
+    if getattr(settings, "target", None) is not None:
         if name in MODULES and name != "torch_dataset":
             raise UserError(
                 f"dataset.target={settings.target}: dataset={name} is built in; use dataset=torch_dataset, or a config "

@@ -24,6 +24,7 @@ from runner.folder import Locked, RunFolder
 from runner.metrics import MetricsFile
 from runner.observer import RunObserver, Silent
 from runner.plan import Plan, plan
+from runner.schema import AnyDataset
 from runner.settings import Settings, build_method, build_section, load_target, roles, validate
 from runner.storage import write_atomic, write_json
 from runner.tracking import Tracker
@@ -68,30 +69,24 @@ def check(planned: Plan) -> Checked:
     Raises:
         UserError: the first thing that is wrong.
     """
-    from runner.datasets import check_dataset, kind_of
+    from runner.datasets import check_dataset
     from runner.models import check_weights, resolve
 
     config = planned.config
-    settings = validate(config, planned.origin)
-    check_dataset(settings.dataset, Path(settings.paths.data).expanduser(), settings.offline)
-    own = [build_section("model", section["model"]) for section in roles(config).values() if "model" in section]
-    for model in (settings.model, *own):
-        check_weights(model, settings.offline)
-        if settings.dataset.image_size is not None:
-            stem = settings.scale.small_image_stem
-            resolve(model, image_size=settings.dataset.image_size, small_image_stem=stem)
     method_class = load_target(config["method"]["target"])
     if not (is_dataclass(method_class) and callable(getattr(method_class, "run", None))):
         raise UserError(
             f"method.target={config['method']['target']} must be a dataclass with a function run(self, ctx)"
         )
-    kind = kind_of(settings.dataset)
-    accepted = getattr(method_class, "data", ("images",))
-    if kind not in accepted:
-        raise UserError(
-            f"method {config['method']['name']} takes {' or '.join(accepted)}, and dataset {settings.dataset.name} "
-            f"has {kind}; choose another dataset=, see `runner list datasets`"
-        )
+    _check_kinds(config, method_class)  # first: a scale's settings for one kind are unknown keys of another
+    settings = validate(config, planned.origin)
+    check_dataset(settings.dataset, Path(settings.paths.data).expanduser(), settings.offline)
+    own = [build_section("model", section["model"]) for section in roles(config).values() if "model" in section]
+    for model in (settings.model, *own):
+        check_weights(model, settings.offline)
+        if getattr(settings.dataset, "image_size", None) is not None:
+            stem = settings.scale.small_image_stem
+            resolve(model, image_size=settings.dataset.image_size, small_image_stem=stem)
     method = build_method(config, method_class, planned.origin)
     mixed = next((name for name in ("mixup", "cutmix") if getattr(settings.recipe, name)), None)
     if mixed and not getattr(method, "soft_labels", False):
@@ -101,6 +96,32 @@ def check(planned: Plan) -> Checked:
             f"{config['method']['name']} as it is set takes class numbers: set recipe.{mixed}=0"
         )
     return Checked(planned, settings, method)
+
+
+def _check_kinds(config: Mapping[str, Any], method_class: type) -> None:
+    """Raises UserError where method, data set and model do not fit. Unknown names are found later."""
+    from runner.datasets import MODULES, kind_of
+    from runner.models import ZOO
+
+    method, model, dataset = (config[group]["name"] for group in ("method", "model", "dataset"))
+    data, models = getattr(method_class, "data", ("images",)), getattr(method_class, "model", ("classifier",))
+    if dataset in MODULES:
+        kind = kind_of(AnyDataset(name=dataset))
+        if kind not in data:
+            fitting = [name for name in MODULES if kind_of(AnyDataset(name=name)) in data]
+            raise UserError(
+                f"dataset={dataset}: method {method} takes {' or '.join(data)}, and this is {kind}; "
+                + (f"fitting: {', '.join(fitting)}" if fitting else "see `runner list datasets`")
+            )
+    if model == "none" and "none" not in models:
+        raise UserError(f"model=none: method {method} needs a network, {' or '.join(models)}; see `runner list models`")
+    if model != "none" and set(models) == {"none"}:
+        raise UserError(f"model={model}: method {method} builds no network; leave model= out")
+    if model in ZOO and config["model"].get("target") is None and "classifier" not in models:
+        raise UserError(
+            f"model={model}: method {method} takes {' or '.join(models)}, and this is a classifier of images; "
+            "leave model= out for the network that fits"
+        )
 
 
 def run_cell(parent: Context, config: Mapping[str, Any], *, as_role: str) -> Cell:
@@ -221,9 +242,6 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         processes=processes,
         code=code,
     )
-    write_atomic(folder.path / "config.yaml", _yaml(planned.config))
-    if repository.patch:
-        write_atomic(folder.path / "code.patch", repository.patch)
     (folder.path / "error.txt").unlink(missing_ok=True)
     metrics_file = MetricsFile(folder.path / "metrics.jsonl")
     observer = RunObserver(launch.progress, metrics_file, folder.path / "log.txt", prefix)
@@ -244,6 +262,9 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
     state = "failed"
     told: dict[str, Any] = {}  # W&B's summary
     try:
+        write_atomic(folder.path / "config.yaml", _yaml(planned.config))
+        if repository.patch:
+            write_atomic(folder.path / "code.patch", repository.patch)
         if attempt > 1:
             observer.say(f"resumes (attempt {attempt}): {planned.name}/{planned.key}")
         tracker.start()

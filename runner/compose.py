@@ -75,6 +75,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     with open_dict(cfg):
         del cfg["hydra"]
     _check_files(cfg, chosen, path)
+    _without_foreign(cfg, chosen, overrides, path)
     site = site_defaults(path)
     site = SiteDefaults(site.file, site.applying(OmegaConf.to_container(cfg), overrides, path))
     for key, value in site.values.items():
@@ -283,6 +284,21 @@ def _check_files(cfg: Any, chosen: dict[str, str], path: Sequence[Path]) -> None
             raise UserError(f"{files[1]} has the name of {registry.display(files[0])}: rename yours")
         if files and f"{group}.name" in LABELS and cfg.get(group, {}).get("name") != name:
             raise UserError(f"{registry.display(files[0])}: {group}.name must be '{name}', as the file is called")
+
+
+def _without_foreign(cfg: Any, chosen: dict[str, str], overrides: Iterable[str], path: Sequence[Path]) -> None:
+    """What a scale says of data sets (a validation part) goes for those that have such a setting."""
+    from omegaconf import open_dict
+
+    files = [registry.choice_file(group, chosen.get(group), path) for group in ("scale", "dataset")]
+    if None in files:
+        return
+    scale, dataset = map(registry.read_yaml, files)
+    set_here = {word.lstrip("+").partition("=")[0] for word in overrides}
+    with open_dict(cfg):
+        for name in set(scale.get("dataset") or {}) - set(dataset):
+            if f"dataset.{name}" not in set_here:
+                cfg.dataset.pop(name, None)
 
 
 def _keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

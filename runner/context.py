@@ -133,11 +133,12 @@ class Context:
             data.normalisation = Normalisation(mean, std)
         data = data.to(self.device)  # small sets live on the device
         self._announce(data.describe())
-        self._announce(
-            describe_model(
-                self.settings.model, image_size=data.image_size, small_image_stem=self.scale.small_image_stem
+        if hasattr(data, "image_size"):
+            self._announce(
+                describe_model(
+                    self.settings.model, image_size=data.image_size, small_image_stem=self.scale.small_image_stem
+                )
             )
-        )
         return data
 
     def split(self, split: str | Images) -> Images:
@@ -178,6 +179,14 @@ class Context:
         names = [*filter(None, ["model", role]), self._next("model")]
         with self._in_turn(), randomness.stream(self.durable.seeds.initialisation, *names):
             return self._placed(self._built(settings))
+
+    def network(self, name: str, *, role: str | None = None, **shape: Any) -> nn.Module:
+        """The config's network for a shape that the method gives, such as in_features and out_features of a critic:
+        ``model.target(**shape, **model.arguments)``, initialised from a random stream of that name, on the device."""
+        from runner.models import build_shaped
+
+        settings = self.role_model(role)
+        return self.initialised(" ".join(filter(None, ["network", role, name])), lambda: build_shaped(settings, shape))
 
     def blank_model(self, role: str | None = None) -> nn.Module:
         """The same without weights, on the meta device: shapes can be asked of it before anything is trained."""

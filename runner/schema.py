@@ -58,11 +58,17 @@ class EpisodeSettings:
 
 
 @dataclass(kw_only=True)
-class DatasetSettings:
-    """A labelled image set, or tasks (episodes)."""
+class AnyDataset:
+    """What every data set has; a kind of its own adds fields in a class ``Settings`` of its module."""
 
     name: str
     path: str | None = None  # folder or archive of the user; enters the key as the fingerprint of its content
+
+
+@dataclass(kw_only=True)
+class DatasetSettings(AnyDataset):
+    """A labelled image set, or tasks (episodes)."""
+
     target: str | None = None  # package:function(split, **arguments) -> torch Dataset; with dataset=torch_dataset
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the function
     image_size: Positive | None = None  # side in pixels after resizing; null: as stored (the first image's)
@@ -196,7 +202,7 @@ class Checkpoint:
 
 SECTIONS: dict[str, type] = {
     "model": ModelSettings,
-    "dataset": DatasetSettings,
+    "dataset": AnyDataset,  # of its kind: runner.datasets.settings_class
     "recipe": Recipe,
     "seeds": Seeds,
     "scale": Scale,

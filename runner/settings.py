@@ -27,7 +27,7 @@ class Role:
     seeds: schema.Seeds = None
     recipe: schema.Recipe = None  # absent is allowed, null is not: defaults are not checked
     model: schema.ModelSettings = None
-    dataset: schema.DatasetSettings = None
+    dataset: schema.AnyDataset = None
 
 
 ROLE_KEYS = frozenset(item.name for item in dataclasses.fields(Role))
@@ -44,7 +44,7 @@ class Settings:
     """All of a config but the method's own section, which ``build_method`` checks against the method's class."""
 
     model: schema.ModelSettings
-    dataset: schema.DatasetSettings
+    dataset: schema.AnyDataset  # of its kind
     recipe: schema.Recipe
     scale: schema.Scale
     hardware: schema.Hardware
@@ -77,13 +77,28 @@ def validate(config: dict[str, Any], origin: Origin | None = None) -> Settings:
         if key not in names:
             if not isinstance(value, dict) or not ROLE_KEYS & set(value):
                 raise _unknown(key, key, names, origin)
-            build(Role, value, key, origin)
-    return build(Settings, known, "", origin)
+            _with_dataset(Role, value, key, origin)
+    return _with_dataset(Settings, known, "", origin)
 
 
-def build_section(name: str, values: dict[str, Any], origin: Origin | None = None) -> Any:
+def _with_dataset(cls: type, values: dict[str, Any], prefix: str, origin: Origin | None) -> Any:
+    """``build``, where the section ``dataset`` is checked as what its kind has."""
+    section = values.get("dataset")
+    if not isinstance(section, dict):
+        return build(cls, values, prefix, origin)
+    built = build(cls, values | {"dataset": {"name": "", "path": None}}, prefix, origin)
+    built.dataset = build_section("dataset", section, origin, prefix=prefix)
+    return built
+
+
+def build_section(name: str, values: dict[str, Any], origin: Origin | None = None, *, prefix: str = "") -> Any:
     """One section of runner.schema.SECTIONS from plain values. Raises UserError."""
-    return build(schema.SECTIONS[name], values, name, origin)
+    cls = schema.SECTIONS[name]
+    if name == "dataset":
+        from runner.datasets import settings_class
+
+        cls = settings_class(values.get("name"))
+    return build(cls, values, f"{prefix}.{name}" if prefix else name, origin)
 
 
 def build_method(config: dict[str, Any], method_class: type, origin: Origin | None = None) -> Any:

@@ -78,7 +78,7 @@ def test_a_wrong_name_key_or_value(tmp_path, arguments, words):
 def test_a_method_that_takes_other_data(tmp_path):
     folder = write_config(tmp_path / "conf", "of_graphs", "user_methods:OfGraphs")
     answer = wrong(tmp_path, "method=of_graphs", *SMOKE[1:], "--config-dir", folder)
-    refused(answer, "of_graphs takes graphs", "digits has images", "choose another dataset=")
+    refused(answer, "dataset=digits: method of_graphs takes graphs, and this is images", "runner list datasets")
 
 
 @pytest.mark.parametrize("option", ["mixup", "cutmix"])

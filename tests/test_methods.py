@@ -20,8 +20,11 @@ import yaml
 from commands import Answer, killed_and_repeated, listing, metric_lines, outcome, runner
 
 from runner.compose import compose
+from runner.datasets import kind_of
+from runner.models import ZOO
 from runner.product import load
 from runner.registry import choices, describe, flatten, methods, search_path
+from runner.schema import AnyDataset
 from runner.settings import load_target, validate
 
 METHODS = sorted(methods(search_path()))
@@ -77,14 +80,38 @@ def test_the_paper_settings_of_the_config_are_the_defaults_of_the_class(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_composes_with_models_and_data_sets_of_every_kind(method):
-    models, datasets = list(choices("model", search_path())), list(choices("dataset", search_path()))
+def test_it_composes_with_models_and_data_sets_of_its_kinds(method):
+    models, datasets = fitting(method)
     # every method with a quarter of them, all of them by the methods together
     for number in range(METHODS.index(method) % 4, max(len(models), len(datasets)), 4):
         model, dataset = models[number % len(models)], datasets[number % len(datasets)]
         composed = compose([f"method={method}", f"model={model}", f"dataset={dataset}", "scale=paper"])
         settings = validate(composed.config, composed.origin)
         assert (settings.model.name, settings.dataset.name) == (model, dataset)
+
+
+def fitting(method: str) -> tuple[list[str], list[str]]:
+    """The models and the data sets that a method takes. A network that no zoo lists may be for any kind of data."""
+    said = describe(method, search_path())
+    if said.model == ("none",):
+        models = ["none"]
+    else:
+        images = "classifier" in said.model
+        models = [name for name in choices("model", search_path()) if name != "none" and (images or name not in ZOO)]
+    return models, [name for name in choices("dataset", search_path()) if kind_of(AnyDataset(name=name)) in said.data]
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("dataset=sinusoid", "method supervised takes images"),
+        ("dataset=none", "method supervised takes images"),
+        ("model=none", "method supervised needs a network"),
+    ],
+)
+def test_what_does_not_fit_is_refused(word, reason, tmp_path):
+    answer = runner("method=supervised", "scale=smoke", word, place=tmp_path)
+    assert (answer.code, answer.out) == (2, "") and reason in answer.message
 
 
 def test_a_smoke_run_ends_well(finished, record_property):

@@ -125,6 +125,29 @@ def build_model(
     return model
 
 
+def build_shaped(settings: ModelSettings, shape: dict[str, Any]) -> nn.Module:
+    """``settings.target(**shape, **settings.arguments)``: a network for data that is no image.
+
+    Raises UserError: a network of images, weights, arguments that the function does not take.
+    """
+    from runner.settings import load_target
+
+    if not settings.target:
+        raise UserError(
+            f"model={settings.name}: this method builds networks with {', '.join(shape)}; "
+            "leave model= out for the one that fits, or give model.target=package:function"
+        )
+    if settings.weights:
+        raise UserError(f"model.weights={settings.weights}: this method initialises its networks itself; leave it out")
+    build = load_target(settings.target, "model.target")
+    arguments = {**shape, **settings.arguments}
+    try:
+        inspect.signature(build).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"model.arguments: {settings.target}: {error}") from None
+    return build(**arguments)
+
+
 def weights_origin(settings: ModelSettings) -> Origin | None:
     """What the origin of ``settings.weights`` asks for (see ``origin_of``); None without weights or where nothing is
     known. Imports no torch. Raises UserError: there are no such weights."""
