@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+TRUNCATED = 0.87962566103423978  # standard deviation of a standard normal cut at -2 and 2
+
+
+def scaled_normal(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) of a normal distribution cut at two deviations, of variance 1 / count: TensorFlow's VarianceScaling of a
+    vector."""
+    values = torch.empty(count)
+    spread = math.sqrt(1 / count) / TRUNCATED
+    return nn.init.trunc_normal_(values, std=spread, a=-2 * spread, b=2 * spread, generator=generator)
 
 
 def perceptron(num_classes: int, in_channels: int, image_size: int, widths: Sequence[int] = (200, 200)) -> nn.Module:
