@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from runner.datasets.sinusoid import SinusoidData
     from runner.schema import AnyDataset, Scale
 
-NAMED = ("digits", "fashion_mnist", "image_folder", "imagenet", "tiny_imagenet", "torch_dataset")
+NAMED = ("digits", "fashion_mnist", "image_folder", "imagenet", "several", "tiny_imagenet", "torch_dataset")
 MODULES = {
     **{name: f"runner.datasets.{name}" for name in NAMED},
     **dict.fromkeys(("cifar10", "cifar100"), "runner.datasets.cifar"),
