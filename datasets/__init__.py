@@ -50,6 +50,8 @@ MODULES = {
     "omniglot_episodes": "runner.datasets.omniglot",
     "linear_tasks": "runner.datasets.linear_tasks",
     "sinusoid": "runner.datasets.sinusoid",
+    **dict.fromkeys(("cora", "citeseer", "graph_file"), "runner.datasets.graphs"),
+    "block_graph": "runner.datasets.block_graph",
     "none": "runner.datasets.none",
 }
 
