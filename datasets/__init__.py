@@ -50,6 +50,8 @@ MODULES = {
     "omniglot_episodes": "runner.datasets.omniglot",
     "linear_tasks": "runner.datasets.linear_tasks",
     "sinusoid": "runner.datasets.sinusoid",
+    "gestures": "runner.datasets.gestures",
+    "series_file": "runner.datasets.series_file",
     "none": "runner.datasets.none",
 }
 
