@@ -7,10 +7,9 @@ arXiv:2209.07027. Official code: microsoft/robustlearn, folder diversify. Deviat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, one_hot
 

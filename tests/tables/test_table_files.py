@@ -46,6 +46,7 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
         assert {run.plan.config["dataset"]["name"] for run in runs} <= {
             "digits",
             "fashion_mnist",
+            "gestures",
             "glyph_episodes",
             "linear_tasks",
             "sinusoid",
