@@ -52,6 +52,8 @@ MODULES = {
     "sinusoid": "runner.datasets.sinusoid",
     **dict.fromkeys(("cora", "citeseer", "graph_file"), "runner.datasets.graphs"),
     "block_graph": "runner.datasets.block_graph",
+    "gestures": "runner.datasets.gestures",
+    "series_file": "runner.datasets.series_file",
     "none": "runner.datasets.none",
 }
 

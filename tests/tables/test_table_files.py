@@ -47,6 +47,7 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
             "block_graph",
             "digits",
             "fashion_mnist",
+            "gestures",
             "glyph_episodes",
             "linear_tasks",
             "none",
