@@ -51,6 +51,10 @@ MODULES = {
     "linear_tasks": "runner.datasets.linear_tasks",
     "sinusoid": "runner.datasets.sinusoid",
     "none": "runner.datasets.none",
+    **dict.fromkeys(
+        ("environment", "halfcheetah", "hopper", "pendulum", "walker2d"),
+        "runner.datasets.environments",
+    ),
 }
 
 # Their content is fixed by published checksums wherever the files lie, so a path says nothing about the result.
