@@ -55,6 +55,10 @@ MODULES = {
     "gestures": "runner.datasets.gestures",
     "series_file": "runner.datasets.series_file",
     "none": "runner.datasets.none",
+    **dict.fromkeys(
+        ("environment", "halfcheetah", "hopper", "pendulum", "walker2d"),
+        "runner.datasets.environments",
+    ),
 }
 
 # Their content is fixed by published checksums wherever the files lie, so a path says nothing about the result.
