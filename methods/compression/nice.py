@@ -112,7 +112,8 @@ class NICE:
         size = sizes(graph, (ctx.data.channels, ctx.data.image_size, ctx.data.image_size))
         initial = ctx.evaluate(graph, record=not self.training)
         metrics = self.train(ctx, graph, order) if self.training else initial
-        ctx.save_model(graph, rebuild="runner.methods.compression.quantized_network:rebuilt", widths=asdict(widths))
+        rebuild = "runner.methods.compression.quantized_network:rebuilt"
+        ctx.save_model(graph, {"widths": asdict(widths)}, rebuild=rebuild)
         ctx.log(**size)
         return {
             **metrics,

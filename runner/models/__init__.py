@@ -77,6 +77,7 @@ ZOO["mobilenet_v2"] = ZooEntry(
 ZOO["mobilenet_v2_half"] = ZooEntry(
     "runner.models.from_torchvision:mobilenet_v2_half", {}, {"cifar": "CIFAR form (3x3, stride 2)"}
 )
+ZOO["shufflenet_v1"] = ZooEntry("runner.models.shufflenet:ShuffleNetV1", {}, {"cifar": "CIFAR form (1x1, stride 1)"})
 ZOO["shufflenet_v2"] = ZooEntry(
     "runner.models.from_torchvision:shufflenet_v2",
     {},
@@ -188,7 +189,8 @@ def check_weights(settings: ModelSettings, offline: bool) -> None:
 def resolve(settings: ModelSettings, *, image_size: int, small_image_stem: str) -> ModelSettings:
     """``settings`` with stem and padding decided: as set, else by the weights' origin, else by image size.
 
-    A network of the user (``target``) keeps ``auto``. Raises UserError: unknown name, a stem that the network lacks,
+    A network of the user (``target``) keeps ``auto``; weights of a run give it the arguments that the settings do not
+    name, so that what a method added is there again. Raises UserError: unknown name, a stem that the network lacks,
     one-sided padding on odd feature maps, missing weights. Imports no torch.
     """
     if settings.target:
@@ -198,7 +200,10 @@ def resolve(settings: ModelSettings, *, image_size: int, small_image_stem: str) 
                     f"model.{option}={getattr(settings, option)}: an option of the zoo's networks; "
                     f"give {settings.target} its options in model.arguments"
                 )
-        return settings
+        origin = weights_origin(settings)
+        if origin is None or origin.target != settings.target:
+            return settings
+        return dataclasses.replace(settings, arguments={**origin.arguments, **settings.arguments})
     entry = zoo_entry(settings.name)
     if settings.arguments:
         raise UserError(f"model.arguments: {settings.name} takes none; they are for model.target=package:function")
@@ -276,7 +281,7 @@ def architecture_of(
     return {
         "name": settings.name,
         "target": settings.target,
-        "arguments": dict(settings.arguments),
+        "arguments": dict(resolved.arguments),
         "num_classes": num_classes,
         "image_size": image_size,
         "channels": channels,
