@@ -136,7 +136,8 @@ def mixing(recipe: Recipe, classes: int) -> Callable[[torch.Tensor, torch.Tensor
     """The recipe's mixing of a batch of images (B,C,H,W) and labels (B,) into images and probabilities (B, classes).
 
     Mixup (Zhang et al., arXiv:1710.09412) and CutMix (Yun et al., arXiv:1905.04899) of torchvision: one share drawn for
-    a batch, each image mixed with the one before it. None: no mixing.
+    a batch, each image mixed with the one before it. A batch that ``mixing_probability`` leaves alone keeps its class
+    numbers. None: no mixing.
     """
     if not (recipe.mixup or recipe.cutmix):
         return None
@@ -147,7 +148,8 @@ def mixing(recipe: Recipe, classes: int) -> Callable[[torch.Tensor, torch.Tensor
         for kind, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
         if alpha
     ]
-    return chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
+    mix = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
+    return mix if recipe.mixing_probability == 1 else v2.RandomApply([mix], recipe.mixing_probability)
 
 
 class Gradients:

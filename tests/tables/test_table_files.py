@@ -44,10 +44,13 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
         runs = grid.runs()
         assert 1 <= len(runs) <= 12
         assert {run.plan.config["dataset"]["name"] for run in runs} <= {
+            "block_graph",
             "digits",
             "fashion_mnist",
+            "gestures",
             "glyph_episodes",
             "linear_tasks",
+            "none",
             "sinusoid",
         }
         if scale == "desk" and grid.section.claims:
