@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from runner import randomness
 from runner.errors import UserError
-from runner.fit import fit, test_metrics
+from runner.fit import Fitted, fit, test_metrics
 from runner.methods.optimization import rotated_blocks
 from runner.methods.optimization.block_optimizer import Accumulation, BlockOptimizer, Grouping
 from runner.methods.optimization.matrix_optimizers import GGT, Shampoo
@@ -70,8 +70,8 @@ class BlockDiagonal:
     deviations: ClassVar[tuple[str, ...]] = (
         "reconstructed from the abstracts: the bounds of the clipped spectrum are AdaBound's, the bias corrections and "
         "the place of delta Adam's, a refresh of a share of the layers draws each by itself",
-        "of recipe.optimizer the learning rate, the momentum (b1) and the weight decay count, not the name; the decay "
-        "is decoupled, but for sgd, rmsprop and adagrad",
+        "of recipe.optimizer learning rate, momentum (b1) and weight decay count, not the name; the decay is "
+        "decoupled, but for sgd, rmsprop and adagrad",
         "GGT and Shampoo precondition every tensor by itself; GGT leaves out what lies outside of its window's span",
     )
 
@@ -166,35 +166,33 @@ class BlockDiagonal:
 
     def _classify(self, ctx: Context, rates: list[float]) -> tuple[float, dict[str, float]]:
         """Trains with every rate from the same weights; the best by validation accuracy is measured on the test."""
-        start, trained = ctx.model(), {}
-        for rate in rates:
-            model = copy.deepcopy(start)
-            curve = torch.zeros(ctx.recipe.epochs, 2, device=ctx.device)  # sum of losses and images of every epoch
-            ctx.track(curve=curve)
-
-            def loss(images: Tensor, labels: Tensor, epoch: int, model=model, curve=curve) -> Tensor:
-                value = cross_entropy(model(images), labels, label_smoothing=ctx.recipe.label_smoothing)
-                curve[epoch] += torch.stack([value.detach() * len(images), value.new_tensor(float(len(images)))])
-                return value
-
-            name = "train" if len(rates) == 1 else f"train {rate:g}"
-            recipe = replace(ctx.recipe, optimizer=replace(ctx.recipe.optimizer, learning_rate=rate))
-            fitted = fit(ctx, model, loss, recipe, name=name, optimizer=self.build(ctx, model.parameters(), rate))
-            accuracy = 0.0
-            if len(rates) > 1:
-                if len(ctx.data.validation) == 0:
-                    raise UserError(
-                        "method.rates: the best is chosen on validation images: set dataset.validation_fraction"
-                    )
-                accuracy = ctx.evaluate(model, "validation")["accuracy"]
-            trained[rate] = (accuracy, model, fitted, curve)
-        best = max(trained, key=lambda rate: trained[rate][0])
-        _, model, fitted, curve = trained[best]
-        means = curve[:, 0] / curve[:, 1].clamp(min=1)
-        done = int((curve[:, 1] > 0).sum())
-        ctx.save_model(model)
-        return best, {
-            **test_metrics(ctx, model, fitted),
-            "loss_training": means[done - 1].item(),
-            "loss_training_early": means[min(EARLY_EPOCH, done) - 1].item(),
+        if len(rates) > 1 and len(ctx.data.validation) == 0:
+            raise UserError("method.rates: the best is chosen on validation images; set dataset.validation_fraction")
+        start = ctx.model()
+        trained = {rate: self._train(ctx, copy.deepcopy(start), rate) for rate in rates}
+        validation = {
+            rate: ctx.evaluate(model, "validation")["accuracy"] if len(rates) > 1 else 0.0
+            for rate, (model, _, _) in trained.items()
         }
+        best = max(rates, key=validation.__getitem__)
+        model, fitted, means = trained[best]
+        ctx.save_model(model)
+        early = min(EARLY_EPOCH, len(means)) - 1
+        losses = {"loss_training": means[-1].item(), "loss_training_early": means[early].item()}
+        return best, {**test_metrics(ctx, model, fitted), **losses}
+
+    def _train(self, ctx: Context, model: nn.Module, rate: float) -> tuple[nn.Module, Fitted, Tensor]:
+        """The trained network and the mean training loss of every epoch."""
+        curve = torch.zeros(ctx.recipe.epochs, 2, device=ctx.device)  # of every epoch the sum of losses, and images
+        ctx.track(curve=curve)
+
+        def loss(images: Tensor, labels: Tensor, epoch: int) -> Tensor:
+            value = cross_entropy(model(images), labels, label_smoothing=ctx.recipe.label_smoothing)
+            curve[epoch] += torch.stack([value.detach() * len(images), value.new_tensor(float(len(images)))])
+            return value
+
+        recipe = replace(ctx.recipe, optimizer=replace(ctx.recipe.optimizer, learning_rate=rate))
+        optimizer = self.build(ctx, model.parameters(), rate)
+        fitted = fit(ctx, model, loss, recipe, name=f"train {rate:g}", optimizer=optimizer)
+        done = curve[curve[:, 1] > 0]
+        return model, fitted, done[:, 0] / done[:, 1]

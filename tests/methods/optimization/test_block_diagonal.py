@@ -52,7 +52,7 @@ def test_a_vector_has_blocks_of_one_whatever_the_size():
 def test_the_first_step_without_momenta(size, expected):
     gradient = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
     moved = stepped(
-        lambda weights: BlockOptimizer(weights, 1.0, momentum=0.0, decay=0.0, delta=1e-10, block_size=size),
+        lambda weights: BlockOptimizer(weights, 1.0, momentum=0.0, decay=0.0, delta=1e-6, block_size=size),
         [gradient],
         torch.zeros_like(gradient),
     )
