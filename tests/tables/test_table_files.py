@@ -47,6 +47,8 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
             "digits",
             "fashion_mnist",
             "glyph_episodes",
+            "pendulum",
+            "pendulum_logged",
             "linear_tasks",
             "sinusoid",
         }
