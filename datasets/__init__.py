@@ -59,6 +59,7 @@ MODULES = {
         ("environment", "halfcheetah", "hopper", "pendulum", "walker2d"),
         "runner.datasets.environments",
     ),
+    **dict.fromkeys(("pendulum_logged", "transitions"), "runner.datasets.transitions"),
 }
 
 # Their content is fixed by published checksums wherever the files lie, so a path says nothing about the result.

@@ -49,6 +49,8 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
             "fashion_mnist",
             "gestures",
             "glyph_episodes",
+            "pendulum",
+            "pendulum_logged",
             "linear_tasks",
             "none",
             "sinusoid",
