@@ -52,6 +52,9 @@ MODULES = {
     "sinusoid": "runner.datasets.sinusoid",
     "gestures": "runner.datasets.gestures",
     "series_file": "runner.datasets.series_file",
+    "digit_tokens": "runner.datasets.digit_tokens",
+    "listops": "runner.datasets.listops",
+    "token_file": "runner.datasets.token_file",
     "none": "runner.datasets.none",
 }
 
