@@ -54,6 +54,9 @@ MODULES = {
     "block_graph": "runner.datasets.block_graph",
     "gestures": "runner.datasets.gestures",
     "series_file": "runner.datasets.series_file",
+    "digit_tokens": "runner.datasets.digit_tokens",
+    "listops": "runner.datasets.listops",
+    "token_file": "runner.datasets.token_file",
     "none": "runner.datasets.none",
     **dict.fromkeys(
         ("environment", "halfcheetah", "hopper", "pendulum", "walker2d"),
