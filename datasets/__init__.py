@@ -52,6 +52,8 @@ MODULES = {
     "sinusoid": "runner.datasets.sinusoid",
     **dict.fromkeys(("cora", "citeseer", "graph_file"), "runner.datasets.graphs"),
     "block_graph": "runner.datasets.block_graph",
+    "shifted_gaussians": "runner.datasets.shifted_gaussians",
+    "two_sample_file": "runner.datasets.two_samples",
     "none": "runner.datasets.none",
 }
 

@@ -50,6 +50,7 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
             "glyph_episodes",
             "linear_tasks",
             "none",
+            "shifted_gaussians",
             "sinusoid",
         }
         if scale == "desk" and grid.section.claims:
