@@ -54,6 +54,7 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
             "pendulum_logged",
             "linear_tasks",
             "none",
+            "shifted_gaussians",
             "sinusoid",
         }
         if scale == "desk" and grid.section.claims:
