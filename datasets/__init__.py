@@ -54,6 +54,8 @@ MODULES = {
     "block_graph": "runner.datasets.block_graph",
     "shifted_gaussians": "runner.datasets.shifted_gaussians",
     "two_sample_file": "runner.datasets.two_samples",
+    "ising_file": "runner.datasets.ising",
+    "ising_models": "runner.datasets.ising_models",
     "none": "runner.datasets.none",
 }
 

@@ -48,6 +48,7 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
             "digits",
             "fashion_mnist",
             "glyph_episodes",
+            "ising_models",
             "linear_tasks",
             "none",
             "shifted_gaussians",
