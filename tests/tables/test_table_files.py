@@ -52,6 +52,7 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
             "glyph_episodes",
             "pendulum",
             "pendulum_logged",
+            "ising_models",
             "linear_tasks",
             "none",
             "shifted_gaussians",
