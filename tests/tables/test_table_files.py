@@ -48,6 +48,7 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
             "fashion_mnist",
             "glyph_episodes",
             "linear_tasks",
+            "several",
             "sinusoid",
         }
         if scale == "desk" and grid.section.claims:
