@@ -54,11 +54,17 @@ MODULES = {
     "block_graph": "runner.datasets.block_graph",
     "gestures": "runner.datasets.gestures",
     "series_file": "runner.datasets.series_file",
-    "none": "runner.datasets.none",
+    "digit_tokens": "runner.datasets.digit_tokens",
+    "listops": "runner.datasets.listops",
+    "token_file": "runner.datasets.token_file",
+    "shifted_gaussians": "runner.datasets.shifted_gaussians",
+    "two_sample_file": "runner.datasets.two_samples",
     **dict.fromkeys(
         ("environment", "halfcheetah", "hopper", "pendulum", "walker2d"),
         "runner.datasets.environments",
     ),
+    **dict.fromkeys(("pendulum_logged", "transitions"), "runner.datasets.transitions"),
+    "none": "runner.datasets.none",
 }
 
 # Their content is fixed by published checksums wherever the files lie, so a path says nothing about the result.

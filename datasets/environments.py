@@ -95,6 +95,20 @@ def make(settings: EnvironmentSettings) -> gymnasium.Env:
     return environment
 
 
+def action_bounds(environment: gymnasium.Env) -> tuple[numpy.ndarray, numpy.ndarray] | None:
+    """Lowest actions (da,) and the widths of their ranges; None for discrete ones. Raises UserError for others."""
+    import gymnasium
+    import numpy
+
+    space = environment.action_space
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return None
+    bounded = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
+    if not bounded or not (numpy.isfinite(space.low).all() and numpy.isfinite(space.high).all()):
+        raise UserError(f"dataset: the actions of {environment.spec.id} are {space}; known are Discrete and finite Box")
+    return space.low, (space.high - space.low).astype(space.dtype)
+
+
 class Steps(NamedTuple):
     """One step of every copy; with a first dimension of copies."""
 
@@ -118,20 +132,15 @@ class Environments:
     """
 
     def __init__(self, settings: EnvironmentSettings, seed: int, copies: int | None = None) -> None:
-        import gymnasium
         import numpy
 
         self.settings, self.seed = settings, seed
         self.copies = settings.copies if copies is None else copies
         self._made = [make(settings) for _ in range(self.copies)]
+        bounds = action_bounds(self._made[0])
+        self.discrete = bounds is None
+        self._low, self._range = bounds or (None, None)
         space = self._made[0].action_space
-        self.discrete = isinstance(space, gymnasium.spaces.Discrete)
-        self._low = self._range = None
-        if not self.discrete:
-            bounded = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
-            if not bounded or not (numpy.isfinite(space.low).all() and numpy.isfinite(space.high).all()):
-                raise UserError(f"dataset: the actions of {settings.id} are {space}; known are Discrete and finite Box")
-            self._low, self._range = space.low, (space.high - space.low).astype(space.dtype)
         self.action_size = int(space.n if self.discrete else space.shape[0])
         self.observation_size = int(self._made[0].observation_space.shape[0])
         self._episodes = [-1] * self.copies

@@ -84,6 +84,7 @@ class ExampleData:
     test: Examples
     class_names: list[str]
     shape: str  # of an example, in words
+    vocabulary: int | None = None  # of tokens: they are 0..vocabulary - 1
     normalisation: None = None  # nothing is left to do when batches are made
     augmentation: None = None
 

@@ -236,17 +236,18 @@ class Context:
         *,
         recipe: Mapping[str, Any] | None = None,
         seed: int | None = None,
+        sections: Mapping[str, Any] | None = None,
         role: str | None = None,
     ) -> Cell:
         """Another method as a run of its own key: reused when it is done, else run now (or waited for).
 
         It inherits model, dataset, scale, precision, seed and the role sections; ``fields`` are its hyperparameters,
-        ``recipe`` and ``seed`` replace this run's.
+        ``recipe``, ``seed`` and ``sections`` (whole ones: dataset, model, seeds) replace this run's.
         """
         from runner.cells import run_cell
         from runner.plan import cell_config
 
-        config = cell_config(self.config, method, fields, recipe, seed, self.launch.search_path)
+        config = cell_config(self.config, method, fields, recipe, seed, self.launch.search_path) | dict(sections or {})
         return run_cell(self, config, as_role=role or method)
 
     def save_model(

@@ -55,7 +55,7 @@ def fit(
         loss: called with the first of (images, labels, index) that it takes; returns a scalar tensor to minimise.
             labels are class numbers (B,) int64, or with ``mixup`` or ``cutmix`` probabilities (B, classes); the
             attribute ``soft_labels`` of a method says that its loss takes both. A parameter named ``epoch`` gets the
-            number of the epoch, from 0.
+            number of the epoch, from 0; one with a default keeps it.
         recipe: default ``ctx.recipe``.
         name: of the loop; metrics are logged under it.
         batches: default the augmented training split in the recipe's batch size.
@@ -80,7 +80,8 @@ def fit(
     gradients = Gradients(parameters) if recipe.accumulation > 1 else None
     ctx.track(model=model, optimizer=optimizer, best=best, averaged=averaged, gradients=gradients)
 
-    names = list(inspect.signature(loss).parameters)
+    given = inspect.signature(loss).parameters.values()
+    names = [item.name for item in given if item.default is item.empty]
     arguments = len([item for item in names if item != "epoch"])
     if ctx.ranks is not None:
         loss = ctx.ranks.parallel(loss, model, parameters)

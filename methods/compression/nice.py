@@ -7,6 +7,7 @@ The formulas stand in ``quantizers``, the layers in ``quantized_layers``. Deviat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -160,7 +161,7 @@ class NICE:
             ranges[name] = min(max(abs(found), SMALLEST_CLAMP), limit)
         return ranges
 
-    def calibration_images(self, ctx: Context):
+    def calibration_images(self, ctx: Context) -> Iterator[Tensor]:
         """``calibration_batches`` batches of augmented training images; further passes once all were seen."""
         batches = ctx.batches("train", CALIBRATION_BATCH)
         done = 0

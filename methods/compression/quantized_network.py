@@ -23,6 +23,7 @@ from runner.methods.compression.quantized_layers import (
     QuantizedReLU,
 )
 from runner.methods.compression.quantizers import WIDE_BITS, bit_operations, size_kilobytes
+from runner.models import build_network
 
 FULL_BITS = 32
 RELU_FUNCTIONS = {torch.relu, F.relu, torch.relu_, F.relu_, F.relu6}
@@ -229,8 +230,6 @@ def rebuilt(
 
     What runner.load calls for the product of a method that quantizes; its weights and clamps are loaded afterwards.
     """
-    from runner.models import build_network
-
     built = build_network(num_classes=num_classes, channels=in_channels, image_size=image_size, **network)
     return quantized_form(built, Widths(**widths))[0]
 

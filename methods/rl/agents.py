@@ -69,3 +69,8 @@ def stored_agent(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{folder} holds no agent: artifacts/agent.safetensors is missing")
     return load_file(file)
+
+
+def actor_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The policy's part of a stored agent."""
+    return {name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")}

@@ -75,6 +75,10 @@ class Curve:
         """``area``, the mean of the points; nothing where nothing was measured."""
         return {"area": sum(value for _, value in self.points) / len(self.points)} if self.points else {}
 
+    def drop(self, start: float, steps: int) -> float:
+        """How far the return fell below ``start`` within the first ``steps``, at most; 0 where it never did."""
+        return max([0.0, *(start - value for when, value in self.points if when <= steps)])
+
     def state_dict(self) -> dict[str, Any]:
         return {"points": self.points}
 

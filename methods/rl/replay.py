@@ -33,7 +33,11 @@ class Replay:
         self.widths = [observation, action, 1, 1, observation]
         self.rows = torch.empty(capacity, sum(self.widths))
         self._columns = numpy.split(self.rows.numpy(), numpy.cumsum(self.widths)[:-1], axis=1)  # views
-        self.size = self.next = 0
+        self.size = self.next = self.kept = 0
+
+    def keep(self) -> None:
+        """What is there now stays for ever and is not part of the state that is saved; the ring begins behind it."""
+        self.kept, self.next = self.size, 0
 
     def __len__(self) -> int:
         return self.size
@@ -48,13 +52,14 @@ class Replay:
     ) -> numpy.ndarray:
         """Stores transitions, shapes as in ``Batch``; the oldest make room. Returns their places."""
         count = len(rewards)
-        if count > self.capacity:
-            raise ValueError(f"{count} transitions do not fit into a replay of {self.capacity}")
-        places = (numpy.arange(count) + self.next) % self.capacity
+        ring = self.capacity - self.kept
+        if count > ring:
+            raise ValueError(f"{count} transitions do not fit into a replay of {ring}")
+        places = self.kept + (numpy.arange(count) + self.next) % ring
         parts = (observations, actions, rewards[:, None], terminals[:, None], next_observations)
         for column, part in zip(self._columns, parts, strict=True):
             column[places] = part
-        self.next = (self.next + count) % self.capacity
+        self.next = (self.next + count) % ring
         self.size = min(self.size + count, self.capacity)
         return places
 
@@ -69,11 +74,11 @@ class Replay:
         return self.at(torch.randint(self.size, (count,)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows[: self.size].clone(), "next": self.next}
+        return {"rows": self.rows[self.kept : self.size].clone(), "next": self.next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.size, self.next = len(state["rows"]), state["next"]
-        self.rows[: self.size] = state["rows"]
+        self.size, self.next = self.kept + len(state["rows"]), state["next"]
+        self.rows[self.kept : self.size] = state["rows"]
 
 
 class SumTree:

@@ -10,6 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from runner.selection import BestEpoch
+
 if TYPE_CHECKING:
     from runner.context import Context
     from runner.datasets.examples import ExampleBatches
@@ -101,31 +103,6 @@ def build_branch(ctx: Context, width: int) -> Branch:
 def training_batches(ctx: Context, batch_size: int) -> ExampleBatches:
     """Shuffled; a last batch of one window, of which batch normalisation has no variance, is left out."""
     return ctx.batches("train", batch_size, drop_last=len(ctx.data.train) % batch_size == 1)
-
-
-class BestEpoch(dict):
-    """The weights of the epoch of highest validation accuracy, the first of equals, as state to track."""
-
-    def __init__(self) -> None:
-        super().__init__(accuracy=-1.0, weights=None)
-
-    def offer(self, ctx: Context, network: nn.Module) -> None:
-        """Measures ``network`` on the validation windows, if there are any, and keeps it if it is better."""
-        if not len(ctx.data.validation):
-            return
-        accuracy = ctx.evaluate(network, "validation")["accuracy"]
-        ctx.log(accuracy_validation=accuracy)
-        if accuracy > self["accuracy"]:
-            self["accuracy"] = accuracy
-            self["weights"] = {name: value.clone() for name, value in network.state_dict().items()}
-
-    def test_metrics(self, ctx: Context, network: nn.Module) -> dict[str, float]:
-        """Test accuracy (0..1) and loss (nats) of ``network``, and its accuracy with the kept weights."""
-        metrics = ctx.evaluate(network, "test")
-        if self["weights"] is not None:
-            network.load_state_dict(self["weights"])
-            metrics["accuracy_best_validation"] = ctx.evaluate(network, "test", record=False)["accuracy"]
-        return metrics
 
 
 def train(

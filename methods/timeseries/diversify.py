@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 from runner.evaluation import evaluating
 from runner.methods.timeseries.adversary import (
     Adam,
-    BestEpoch,
     Branch,
     Positive,
     Weight,
@@ -25,6 +24,7 @@ from runner.methods.timeseries.adversary import (
     reverse_gradient,
     training_batches,
 )
+from runner.selection import BestEpoch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

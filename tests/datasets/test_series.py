@@ -8,24 +8,14 @@ import torch
 
 from runner.datasets import check_dataset, gestures, load_data, series_file
 from runner.errors import UserError
-from runner.schema import Scale
-
-SCALE = Scale(
-    name="paper",
-    max_train_examples=None,
-    max_test_examples=None,
-    max_epochs=None,
-    max_steps=None,
-    small_image_stem="cifar",
-    export_program=False,
-)
 
 
-def loaded(settings):
-    return load_data(settings, SCALE, data_root="", offline=True)
+@pytest.fixture
+def loaded(scale):
+    return lambda settings: load_data(settings, scale(), data_root="", offline=True)
 
 
-def test_gestures_are_split_by_people():
+def test_gestures_are_split_by_people(loaded):
     data = loaded(gestures.Settings(name="gestures", validation_fraction=0.2, seed=0))
     assert (len(data.train), len(data.validation), len(data.test)) == (1200, 300, 500)
     assert data.train.inputs.shape[1:] == (3, 100) and data.train.inputs.dtype == torch.float32
@@ -36,7 +26,7 @@ def test_gestures_are_split_by_people():
     assert torch.bincount(data.test.labels).tolist() == [126, 126, 124, 124]
 
 
-def test_the_same_seed_draws_the_same_gestures_and_null_those_of_the_run():
+def test_the_same_seed_draws_the_same_gestures_and_null_those_of_the_run(loaded):
     of = {}
     for run_seed in (0, 1):
         for seed in (None, 5):
@@ -53,7 +43,7 @@ def strongest_tone(windows):
     return (windows.to(torch.complex64) @ waves.T).abs().sum(1).argmax(1)
 
 
-def test_the_tone_tells_the_class_in_training_people_alone():
+def test_the_tone_tells_the_class_in_training_people_alone(loaded):
     data = loaded(gestures.Settings(name="gestures", seed=1, noise=0.1, tone=3.0))
     agreement = {
         name: (strongest_tone(part.inputs) == part.labels).float().mean().item()
@@ -63,7 +53,7 @@ def test_the_tone_tells_the_class_in_training_people_alone():
     assert agreement["test"] == pytest.approx(0.25, abs=0.06)
 
 
-def test_the_style_changes_half_way_and_says_nothing_of_the_class():
+def test_the_style_changes_half_way_and_says_nothing_of_the_class(loaded):
     data = loaded(gestures.Settings(name="gestures", seed=2))
     style = data.train.groups["style"]
     for person in range(6):
@@ -98,7 +88,7 @@ def settings(path, **changes):
     return series_file.Settings(**{"name": "series_file", "path": str(path), "test_domains": [7]} | changes)
 
 
-def test_a_users_windows(tmp_path):
+def test_a_users_windows(tmp_path, loaded):
     data = loaded(settings(write(tmp_path / "walks.npz"), validation_fraction=0.2))
     assert (len(data.train), len(data.validation), len(data.test)) == (24, 6, 10)
     assert data.class_names == ["run", "walk"] and data.display_name == "walks"
@@ -119,12 +109,12 @@ def test_a_users_windows(tmp_path):
         ({"y": numpy.array([None] * 40)}, "cannot be read"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(tmp_path, changes, text):
+def test_files_that_do_not_fit_are_refused(tmp_path, changes, text, loaded):
     with pytest.raises(UserError, match=text.replace("(", r"\(").replace(")", r"\)")):
         loaded(settings(write(tmp_path / "wrong.npz", **changes)))
 
 
-def test_refusals_before_anything_is_read(tmp_path):
+def test_refusals_before_anything_is_read(tmp_path, loaded):
     file = write(tmp_path / "walks.npz")
     (tmp_path / "text.npz").write_text("no archive")
     for wrong, text in (

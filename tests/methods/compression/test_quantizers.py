@@ -110,6 +110,10 @@ def test_hardware_steps_are_small_integers_times_powers_of_two():
     # step 0.3 = 4.8 x 2^-4: b = 5
     assert quantizers.hardware_clamp(torch.tensor(0.9), 3).item() == pytest.approx(3 * 5 / 16)
     assert quantizers.hardware_clamp(torch.tensor(1.0), 1).item() == 1
+    # numbers of the released code
+    for bits, expected in ((2, 2.625), (3, 2.625), (4, 2.8125), (5, 2.421875)):
+        levels = quantizers.activation_levels(bits)
+        assert quantizers.hardware_clamp(torch.tensor(2.345), levels).item() == expected
 
 
 def test_sizes():

@@ -1,0 +1,67 @@
+"""IQL and AWAC: expectiles, weights, densities."""
+
+import math
+
+import pytest
+import torch
+from test_sac import agent, batch
+
+from runner.datasets.transitions import Transitions
+from runner.methods.rl.awac import AWAC
+from runner.methods.rl.iql import BoundedGaussian, return_scale
+from runner.methods.rl.networks import Ensemble
+from runner.methods.rl.weighted_regression import advantage_weights, expectile_loss, weighted_likelihood_loss
+from runner.models.perceptron import perceptron
+
+
+def test_expectile_loss():
+    assert expectile_loss(torch.tensor([2.0, -2.0]), 0.7).item() == pytest.approx((0.7 * 4 + 0.3 * 4) / 2)
+    assert expectile_loss(torch.tensor([2.0, -1.0]), 0.5).item() == pytest.approx(0.5 * 2.5)
+    values = torch.tensor([0.0, 1.0])
+    grid = torch.linspace(0, 1, 1001)
+    best = grid[torch.stack([expectile_loss(values - point, 0.7) for point in grid]).argmin()]
+    assert best.item() == pytest.approx(0.7, abs=1e-3)  # of two equally frequent values 0 and 1
+
+
+def test_weights_are_capped_and_without_gradient():
+    advantages = torch.tensor([0.0, 1.0, 10.0], requires_grad=True)
+    weights = advantage_weights(advantages, 3.0)
+    assert weights.tolist() == pytest.approx([1, math.exp(3), 100]) and not weights.requires_grad
+    assert weighted_likelihood_loss(
+        torch.tensor([1.0, 2.0, 0.0]), torch.tensor([1.0, 3.0, 9.0])
+    ).item() == pytest.approx(-7 / 3)
+
+
+def test_the_bounded_gaussian_is_a_density():
+    policy = BoundedGaussian(Ensemble([perceptron(3, 1, [8])]), 1)
+    observation = torch.randn(1, 3)
+    grid = torch.linspace(-8, 8, 20_001)[:, None]
+    density = policy.log_density(observation.expand(len(grid), 3), grid).exp()
+    assert torch.trapezoid(density, grid[:, 0]).item() == pytest.approx(1, abs=1e-3)
+    drawn = policy.act(observation.expand(1000, 3), explore=True)
+    assert drawn.abs().max() <= 1 and drawn.std() > 0.3
+    assert torch.equal(policy.act(observation, explore=False), policy.mean(observation).detach())
+
+
+def test_returns_are_scaled_to_a_range_of_a_thousand():
+    count = 6
+    transitions = Transitions(
+        torch.zeros(count, 3),
+        torch.zeros(count, 1),
+        torch.tensor([1.0, 2.0, 3.0, -4.0, 0.0, 1.0]),
+        torch.tensor([0.0, 0, 1, 0, 1, 0]),
+        torch.zeros(count, 3),
+        torch.tensor([False, False, False, False, False, True]),
+    )
+    assert transitions.returns().tolist() == [6, -4, 1]
+    assert return_scale(transitions) == pytest.approx(100)
+
+
+def test_awac_gives_each_loss_its_own_weights():
+    own, data = agent(), batch()
+    critic, policy = AWAC().losses(own, data)
+    actor, critics = list(own.policy.parameters()), list(own.critics.online.parameters())
+    for loss, mine, others in ((critic, critics, actor), (policy, actor, critics)):
+        assert all(g is not None for g in torch.autograd.grad(loss, mine, retain_graph=True))
+        found = torch.autograd.grad(loss, others, retain_graph=True, allow_unused=True)
+        assert all(g is None for g in found)
