@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from runner.datasets.sinusoid import SinusoidData
     from runner.schema import AnyDataset, Scale
 
-NAMED = ("digits", "fashion_mnist", "image_folder", "imagenet", "tiny_imagenet", "torch_dataset")
+NAMED = ("digits", "fashion_mnist", "image_folder", "imagenet", "several", "tiny_imagenet", "torch_dataset")
 MODULES = {
     **{name: f"runner.datasets.{name}" for name in NAMED},
     **dict.fromkeys(("cifar10", "cifar100"), "runner.datasets.cifar"),
@@ -50,12 +50,21 @@ MODULES = {
     "omniglot_episodes": "runner.datasets.omniglot",
     "linear_tasks": "runner.datasets.linear_tasks",
     "sinusoid": "runner.datasets.sinusoid",
-    "none": "runner.datasets.none",
+    **dict.fromkeys(("cora", "citeseer", "graph_file"), "runner.datasets.graphs"),
+    "block_graph": "runner.datasets.block_graph",
+    "gestures": "runner.datasets.gestures",
+    "series_file": "runner.datasets.series_file",
+    "digit_tokens": "runner.datasets.digit_tokens",
+    "listops": "runner.datasets.listops",
+    "token_file": "runner.datasets.token_file",
+    "shifted_gaussians": "runner.datasets.shifted_gaussians",
+    "two_sample_file": "runner.datasets.two_samples",
     **dict.fromkeys(
         ("environment", "halfcheetah", "hopper", "pendulum", "walker2d"),
         "runner.datasets.environments",
     ),
     **dict.fromkeys(("pendulum_logged", "transitions"), "runner.datasets.transitions"),
+    "none": "runner.datasets.none",
 }
 
 # Their content is fixed by published checksums wherever the files lie, so a path says nothing about the result.
@@ -72,6 +81,14 @@ def check_dataset(settings: AnyDataset, data_root: str | Path, offline: bool) ->
         UserError: with the cure.
     """
     _module(settings).check(settings, Path(data_root).expanduser(), offline)
+    augmentation = getattr(settings, "augmentation", None)
+    for name in ("policy", "erasing"):
+        value = getattr(augmentation, name, None)
+        if value and (kind_of(settings) != "images" or settings.name == "imagenet"):
+            raise UserError(
+                f"dataset.augmentation.{name}={value}: only for images that memory holds; leave it out with "
+                f"dataset={settings.name}"
+            )
 
 
 def kind_of(settings: AnyDataset) -> str:

@@ -13,7 +13,9 @@ from runner.schema import AugmentationSettings
 BRIGHTNESS = 0.2  # on the 0-255 scale, so almost nothing; EKG's released code has it so (card 2.11)
 CONTRAST = (0.8, 1.2)
 SATURATION = (0.8, 1.2)
-
+ERASED_AREA = (0.02, 0.4)  # of the image; this and the next are those of Zhong et al., arXiv:1708.04896
+ERASED_ASPECT = (0.3, 1 / 0.3)
+ERASING_TRIALS = 100  # draws of a rectangle until one fits; then nothing is erased
 
 WHOLE = slice(None)
 
@@ -21,17 +23,29 @@ WHOLE = slice(None)
 def augment(
     images: Tensor, settings: AugmentationSettings | None, colour: bool, rows: slice = WHOLE, count: int | None = None
 ) -> Tensor:
-    """A random view of each image (B,C,H,W) on the 0-255 scale: colour if asked, flip, pad and crop, in this order.
+    """A random view of each image (B,C,H,W) on the 0-255 scale: colour if asked, flip, pad and crop, policy, in this
+    order. What comes behind normalising is ``erase``.
 
     EKG card 2.11 normalises between colour and flip; flip and crop only move pixels, so normalising the result is the
     same. Returns uint8 where nothing but pixels moved, float32 after a change of colour (which may leave 0..255).
     Where ``images`` are only the ``rows`` of a batch of ``count``, they get the views that they get in the whole batch.
     """
-    count, device = len(images) if count is None else count, images.device
+    count = len(images) if count is None else count
     if colour:
         images = vary_colour(images.float(), rows, count)
     if settings is None:
         return images
+    images = move(images, settings, rows, count)
+    if settings.policy is None:
+        return images
+    from runner.datasets.auto_augment import auto_augment  # torchvision takes a while
+
+    return auto_augment(images, settings.policy, rows, count)
+
+
+def move(images: Tensor, settings: AugmentationSettings, rows: slice, count: int) -> Tensor:
+    """Flip, pad and crop as ``augment`` does."""
+    device = images.device
     flip = torch.rand(count, device=device)[rows] < 0.5 if settings.horizontal_flip else None
     padding = settings.crop_padding
     if padding == 0:
@@ -61,6 +75,31 @@ def flip_and_crop(images: Tensor, flip: Tensor | None, top: Tensor, left: Tensor
     source = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, height * width)
     moved = images.flatten(2).gather(2, source.expand(-1, channels, -1)).view_as(images)
     return moved if inside is None else moved * inside
+
+
+def erase(images: Tensor, probability: float, fill: Tensor, rows: slice = WHOLE, count: int | None = None) -> Tensor:
+    """With ``probability`` a rectangle of an image (B,C,H,W), smaller than it both ways, becomes ``fill`` (C,)."""
+    count, device = len(images) if count is None else count, images.device
+    height, width = images.shape[-2:]
+    erased = torch.rand(count, device=device) < probability
+    sides = torch.zeros(2, count, dtype=torch.long, device=device)
+    fits = torch.zeros(count, dtype=torch.bool, device=device)
+    for _ in range(ERASING_TRIALS):
+        area = torch.empty(count, device=device).uniform_(*ERASED_AREA) * (height * width)
+        aspect = torch.empty(count, device=device).uniform_(*ERASED_ASPECT)
+        drawn = torch.stack([area * aspect, area / aspect]).sqrt().round().long()
+        sides = torch.where(fits, sides, drawn)
+        fits = (sides[0] < height) & (sides[1] < width)
+        if fits.all():
+            break
+    starts = torch.rand(2, count, device=device)
+    inside = []
+    for length, side, start in zip((height, width), sides, starts, strict=True):
+        first = (start * (length - side + 1)).long()[rows, None]
+        places = torch.arange(length, device=device)
+        inside.append((places >= first) & (places < first + side[rows, None]))
+    where = inside[0][:, :, None] & inside[1][:, None, :] & (erased & fits)[rows, None, None]
+    return torch.where(where[:, None], fill.view(1, -1, 1, 1), images)
 
 
 def vary_colour(images: Tensor, rows: slice = WHOLE, count: int | None = None) -> Tensor:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from runner.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.datasets.images import Limits, Loaded
     from runner.schema import DatasetSettings
 
@@ -28,16 +30,24 @@ def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> Loaded:
     import torch
     from sklearn.datasets import load_digits
 
-    from runner.datasets.images import Images, Loaded, rank_in_class, resize
+    from runner.datasets.images import Images, Loaded, resize
 
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
     pixels = resize(pixels, settings.image_size or 8).expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(bunch.target).long()
-    from_end = rank_in_class(labels.flip(0)).flip(0)
-    is_test = from_end < (torch.bincount(labels) // 5)[labels]
+    tested = is_test(labels)
 
     def part(mask: torch.Tensor) -> Images:
         return Images(pixels[mask], labels[mask], torch.arange(int(mask.sum())))
 
-    return Loaded("digits", part(~is_test), part(is_test), [str(name) for name in bunch.target_names])
+    return Loaded("digits", part(~tested), part(tested), [str(name) for name in bunch.target_names])
+
+
+def is_test(labels: torch.Tensor) -> torch.Tensor:
+    """Which of the digits with these labels (N,), in the package's order, are the test split; (N,) bool."""
+    import torch
+
+    from runner.datasets.images import rank_in_class
+
+    return rank_in_class(labels.flip(0)).flip(0) < (torch.bincount(labels) // 5)[labels]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from runner.datasets.augment import WHOLE, augment
+from runner.datasets.augment import WHOLE, augment, erase
 from runner.errors import UserError
 from runner.schema import AugmentationSettings, DatasetSettings
 
@@ -243,6 +243,8 @@ class Batches:
             images = images.repeat_interleave(self.views, 0)
         images = augment(images, self.augmentation, self.colour, self._of_views(wanted), count)
         images = (images.float() - self.mean) / self.std
+        if self.augmentation is not None and self.augmentation.erasing:  # by the mean on 0..1, as codes have it
+            images = erase(images, self.augmentation.erasing, self.mean / 255, self._of_views(wanted), count)
         if self.views > 1:
             images = images.unflatten(0, (-1, self.views))
         return Batch(images, self.images.labels[rows], rows)

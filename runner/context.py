@@ -172,11 +172,15 @@ class Context:
 
     # ---- networks --------------------------------------------------------------------------------------------------
 
-    def model(self, role: str | None = None) -> nn.Module:
+    def model(
+        self, role: str | None = None, arguments: Mapping[str, Any] | None = None, *, draw: int | None = None
+    ) -> nn.Module:
         """The config's network, or that of the section ``role``: freshly initialised from its own random stream, or
-        with ``model.weights``."""
-        settings = self.role_model(role)
-        names = [*filter(None, ["model", role]), self._next("model")]
+        with ``model.weights``. ``arguments`` are added to those of ``model.target``; ``save_model`` needs them too.
+        ``draw`` numbers the streams of networks that a loop asks for."""
+        settings = with_arguments(self.role_model(role), arguments)
+        number = self._next("model") if draw is None else f"draw {draw}"
+        names = [*filter(None, ["model", role]), number]
         with self._in_turn(), randomness.stream(self.durable.seeds.initialisation, *names):
             return self._placed(self._built(settings))
 
@@ -246,15 +250,22 @@ class Context:
         config = cell_config(self.config, method, fields, recipe, seed, self.launch.search_path) | dict(sections or {})
         return run_cell(self, config, as_role=role or method)
 
-    def save_model(self, model: nn.Module) -> None:
-        """Writes the product: artifacts/model/ with weights, architecture and an exported program."""
+    def save_model(
+        self, model: nn.Module, arguments: Mapping[str, Any] | None = None, *, rebuild: str | None = None
+    ) -> None:
+        """Writes the product: artifacts/model/ with weights, architecture and an exported program.
+
+        ``arguments``: with which ``model`` was built beside the config's. ``rebuild`` (package:function) makes the
+        network again where the method gave it another form: it is called as the function of a ``model.target`` is,
+        with ``arguments`` and with ``network``, what builds the config's own (name, target, arguments, stem, padding).
+        """
         from runner.models import architecture_of
         from runner.product import save_model
 
         if not self._writes:
             return
         architecture = architecture_of(
-            self.settings.model,
+            with_arguments(self.settings.model, None if rebuild else arguments),
             num_classes=self.data.num_classes,
             image_size=self.data.image_size,
             channels=self.data.channels,
@@ -266,6 +277,9 @@ class Context:
             class_names=self.data.class_names,
             dataset=self.data.display_name,
         )
+        if rebuild is not None:
+            network = {name: architecture[name] for name in ("name", "target", "arguments", "stem", "padding")}
+            architecture |= {"target": rebuild, "arguments": {"network": network, **(arguments or {})}}
         example = torch.zeros(2, *self._input_shape(), device=self.device)
         with randomness.preserved():
             self.product = save_model(
@@ -417,3 +431,8 @@ class Context:
                 numpy.savez(file, **arrays)
 
         replace_atomic(self.artifact("test_scores.npz"), write)
+
+
+def with_arguments(settings: ModelSettings, arguments: Mapping[str, Any] | None) -> ModelSettings:
+    """``settings`` with more arguments for the function that builds the network."""
+    return replace(settings, arguments={**settings.arguments, **arguments}) if arguments else settings

@@ -40,6 +40,7 @@ def fit(
     name: str = "train",
     batches: Any = None,
     parameters: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
     validate: bool = True,
 ) -> Fitted:
     """Trains ``model`` in place for the recipe's epochs.
@@ -54,12 +55,13 @@ def fit(
         loss: called with the first of (images, labels, index) that it takes; returns a scalar tensor to minimise.
             labels are class numbers (B,) int64, or with ``mixup`` or ``cutmix`` probabilities (B, classes); the
             attribute ``soft_labels`` of a method says that its loss takes both. A parameter named ``epoch`` gets the
-            number of the epoch, from 0.
+            number of the epoch, from 0; one with a default keeps it.
         recipe: default ``ctx.recipe``.
         name: of the loop; metrics are logged under it.
         batches: default the augmented training split in the recipe's batch size.
         parameters: what is trained, default all of ``model``. What of it lies outside of ``model`` is the caller's to
             ``ctx.track``, so that it is saved too.
+        optimizer: over these parameters, with one learning rate; default the recipe's.
         validate: measure on the validation split after every epoch; off for a stage that trains no classifier.
     """
     recipe = recipe or ctx.recipe
@@ -68,7 +70,7 @@ def fit(
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     parameters = list(model.parameters() if parameters is None else parameters)
-    optimizer = build_optimizer(parameters, recipe.optimizer)
+    optimizer = optimizer or build_optimizer(parameters, recipe.optimizer)
     best: dict[str, Any] = {"accuracy": -1.0, "weights": None}
     validate = validate and len(ctx.data.validation) > 0
     mix = mixing(recipe, ctx.data.num_classes)
@@ -78,7 +80,8 @@ def fit(
     gradients = Gradients(parameters) if recipe.accumulation > 1 else None
     ctx.track(model=model, optimizer=optimizer, best=best, averaged=averaged, gradients=gradients)
 
-    names = list(inspect.signature(loss).parameters)
+    given = inspect.signature(loss).parameters.values()
+    names = [item.name for item in given if item.default is item.empty]
     arguments = len([item for item in names if item != "epoch"])
     if ctx.ranks is not None:
         loss = ctx.ranks.parallel(loss, model, parameters)
@@ -134,7 +137,8 @@ def mixing(recipe: Recipe, classes: int) -> Callable[[torch.Tensor, torch.Tensor
     """The recipe's mixing of a batch of images (B,C,H,W) and labels (B,) into images and probabilities (B, classes).
 
     Mixup (Zhang et al., arXiv:1710.09412) and CutMix (Yun et al., arXiv:1905.04899) of torchvision: one share drawn for
-    a batch, each image mixed with the one before it. None: no mixing.
+    a batch, each image mixed with the one before it. A batch that ``mixing_probability`` leaves alone keeps its class
+    numbers. None: no mixing.
     """
     if not (recipe.mixup or recipe.cutmix):
         return None
@@ -145,7 +149,8 @@ def mixing(recipe: Recipe, classes: int) -> Callable[[torch.Tensor, torch.Tensor
         for kind, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
         if alpha
     ]
-    return chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
+    mix = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
+    return mix if recipe.mixing_probability == 1 else v2.RandomApply([mix], recipe.mixing_probability)
 
 
 class Gradients:

@@ -6,7 +6,7 @@ What enters: every section and value of the composed config except those named i
 |---|---|
 | method, recipe, scale, seed, seeds, precision, model, dataset, roles (baseline, teacher ...) | their values |
 | dataset.path, model.weights, a role's too | the content (sha256 of a file, names and sizes of a folder) |
-| method.runs, method.example_properties | the fingerprint of the runs' test scores, of the file |
+| method.runs, method.example_properties, method.benchmark | the fingerprint of the runs' test scores, of the file |
 | model.weights=imagenet | torchvision's name of the weights |
 | fields added later (conf/added_later.yaml), a role's too, while they stand at their neutral value | not at all |
 | hardware, tracking, paths, checkpoint, force, allow_code_change, debug, profile, offline | not at all |

@@ -12,6 +12,7 @@ from runner.schema import OptimizerSettings, ScheduleSettings
 ONE_CYCLE_RISE = 0.3  # part of all steps; these three are torch's defaults
 ONE_CYCLE_START = 25.0  # the base rate over the first
 ONE_CYCLE_END = 1e4  # the first over the last
+WARMUP_FLOOR = 1e-3  # of the base rate: where cosine_after_warmup starts and ends
 
 
 class TensorFlowSGD(torch.optim.Optimizer):
@@ -78,7 +79,9 @@ def learning_rate(base: float, settings: ScheduleSettings, *, step: int, steps_p
     rate. All others move every step, and with t the part of all steps that is done: ``cosine``: (1 + cos(pi t)) / 2;
     ``linear``: 1 - t; ``polynomial``: (1 - t)^power; ``one_cycle`` (Smith and Topin, arXiv:1708.07120, the learning
     rate alone): from base / 25 to base in the first 30% of the steps and to base / 250,000 at the last, along cosines,
-    as torch's OneCycleLR has it. A linear warm-up over ``warmup_epochs`` multiplies what the schedule says.
+    as torch's OneCycleLR has it. A linear warm-up over ``warmup_epochs`` multiplies what the schedule says; in
+    ``cosine_after_warmup`` it comes before it instead: from a thousandth of the base rate up to it, and back along a
+    cosine over the steps that remain.
     """
     epoch = step // steps_per_epoch
     done = step / (steps_per_epoch * epochs)
@@ -94,6 +97,11 @@ def learning_rate(base: float, settings: ScheduleSettings, *, step: int, steps_p
         rate *= (1 - done) ** settings.power
     elif settings.name == "one_cycle":
         return base * _one_cycle(step, steps_per_epoch * epochs)
+    elif settings.name == "cosine_after_warmup":
+        rise = int(settings.warmup_epochs * steps_per_epoch)
+        if step < rise:
+            return base * (WARMUP_FLOOR + (1 - WARMUP_FLOOR) * step / rise)
+        return base * _along_cosine(1.0, WARMUP_FLOOR, (step - rise) / (steps_per_epoch * epochs - rise))
     warmup = settings.warmup_epochs * steps_per_epoch
     return rate * min(1.0, (step + 1) / warmup) if warmup else rate
 

@@ -77,19 +77,21 @@ def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _stored_runs(method: Mapping[str, Any]) -> dict[str, str]:
-    """For a method on stored results: the content of ``runs`` (folders) and ``example_properties`` (a CSV file)."""
+    """For a method on stored results: the content of ``runs`` (folders), ``example_properties`` and ``benchmark`` (CSV
+    files)."""
     found: dict[str, str] = {}
-    runs, properties = method.get("runs"), method.get("example_properties")
+    runs = method.get("runs")
     if isinstance(runs, list) and runs and all(isinstance(item, str) for item in runs):
         from runner.statistics.stored import fingerprint
 
         found["method.runs"] = fingerprint(runs)
-    if isinstance(properties, str):
-        from runner.datasets import files
+    for name in ("example_properties", "benchmark"):
+        if isinstance(file := method.get(name), str):
+            from runner.datasets import files
 
-        if not Path(properties).expanduser().is_file():
-            raise UserError(f"method.example_properties: there is no file '{properties}'")
-        found["method.example_properties"] = files.fingerprint(Path(properties).expanduser())
+            if not Path(file).expanduser().is_file():
+                raise UserError(f"method.{name}: there is no file '{file}'")
+            found[f"method.{name}"] = files.fingerprint(Path(file).expanduser())
     return found
 
 

@@ -36,6 +36,8 @@ class AugmentationSettings:
     horizontal_flip: bool = False
     crop_padding: NotNegative = 0  # pixels added on each side before a random crop back to the image size
     padding_mode: Literal["reflect", "constant"] = "reflect"
+    policy: Literal["cifar10", "svhn", "imagenet"] | None = None  # of AutoAugment, behind the crop; null: off
+    erasing: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability that a rectangle of a normalised image is erased
 
 
 @dataclass(kw_only=True)
@@ -93,7 +95,7 @@ class OptimizerSettings:
 class ScheduleSettings:
     """How the learning rate moves; formulas and sources stand at ``runner.optimizers.learning_rate``."""
 
-    name: Literal["constant", "step", "cosine", "linear", "polynomial", "one_cycle"]
+    name: Literal["constant", "step", "cosine", "linear", "polynomial", "one_cycle", "cosine_after_warmup"]
     milestones: list[float] = field(default_factory=list)  # fractions of all epochs, rounded down to whole epochs
     factor: float = 0.1  # learning rate multiplier at each milestone
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
@@ -109,7 +111,7 @@ class Recipe:
     """How a network is trained; one override fixes the protocol of all compared methods.
 
     ``mixup`` and ``cutmix`` make soft labels of two images' labels; methods whose loss takes class numbers refuse
-    them. With both set, each batch takes one of them, with probability 1/2.
+    them. With both set, each batch takes one of them, with probability 1/2, after ``mixing_probability`` let it.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Recipe:
         0.0  # alpha of Beta(alpha, alpha), from which each batch's share comes; 0: off
     )
     cutmix: Annotated[float, Field(ge=0)] = 0.0
+    mixing_probability: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a batch to be mixed, where mixing is on
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
 

@@ -194,6 +194,20 @@ def test_with_both_each_batch_takes_one_and_without_none_nothing_happens():
     assert 15 < pasted < 45
 
 
+def test_a_batch_that_the_probability_leaves_alone_keeps_its_class_numbers():
+    images, labels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 1])
+    mix = mixing(recipe_of(mixup=1.0, mixing_probability=0.5), 3)
+    mixed = 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        found, targets = mix(images, labels)
+        if targets.ndim == 2:
+            mixed += 1
+        else:
+            assert torch.equal(found, images) and torch.equal(targets, labels)
+    assert 15 < mixed < 45
+
+
 # ---- end to end
 
 OPTIONS = (

@@ -4,8 +4,10 @@ Golden numbers are written anew, where a change of results is meant, by: python 
 """
 
 import dataclasses
+import fcntl
 import json
 import math
+import os
 import random
 import sys
 import tempfile
@@ -35,9 +37,10 @@ CPU_SECONDS = 2.0  # of a smoke run beyond imports
 
 
 def command(method: str) -> tuple[str, ...]:
-    """What takes no images runs on the data and the network that it brings along."""
-    images = "images" in (describe(method, search_path()).data or ("images",))
-    return f"method={method}", *(("model=resnet20", "dataset=digits") if images else ()), "scale=smoke", "hardware=cpu"
+    """What takes no images, or no classifier of them, runs on the data and the network that it brings along."""
+    said = describe(method, search_path())
+    words = ("model=resnet20", "dataset=digits") if "images" in said.data and "classifier" in said.model else ()
+    return f"method={method}", *words, "scale=smoke", "hardware=cpu"
 
 
 def run(method: str, place: Path, *more: str) -> Answer:
@@ -48,9 +51,17 @@ def run(method: str, place: Path, *more: str) -> Answer:
 
 @pytest.fixture(scope="module", params=METHODS)
 def finished(request, tmp_path_factory):
-    """(method, answer of an undisturbed smoke run, its place); read only."""
-    place = tmp_path_factory.mktemp(request.param)
-    return request.param, run(request.param, place), place
+    """(method, answer of an undisturbed smoke run, its place); read only. Workers share it: one of them runs it."""
+    together = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        together = together.parent
+    place, stored = together / request.param, together / f"{request.param}.json"
+    with (together / f"{request.param}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stored.exists():
+            place.mkdir()
+            stored.write_text(json.dumps(dataclasses.asdict(run(request.param, place))))
+    return request.param, Answer(**json.loads(stored.read_text())), place
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -171,7 +182,9 @@ def check_killed(finished, place: Path, moments: list[tuple[int, float]], at_lea
     assert listing(place / "work") == listing(its_place / "work"), "a killed write left something behind"
 
 
+@pytest.mark.parametrize("finished", METHODS[::4], indirect=True)
 def test_killed_at_random_moments_it_ends_with_the_same_bits(finished, tmp_path):
+    """A quarter of the methods; the slow test below kills them all."""
     moments = random.Random(finished[0])
     check_killed(finished, tmp_path, [(moments.choice((0, 1, 2)), moments.uniform(0, 0.05)) for _ in range(3)], 1)
 

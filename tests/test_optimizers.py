@@ -142,6 +142,15 @@ def test_one_cycle_is_that_of_torch(epochs):
     assert expected[-1] == pytest.approx(1 / 250_000)
 
 
+def test_cosine_after_warmup_rises_from_its_floor_and_falls_back_over_what_remains():
+    found = rates(ScheduleSettings(name="cosine_after_warmup", warmup_epochs=1), epochs=3)  # two steps an epoch
+    falls = [0.001 + 0.999 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    assert found == pytest.approx([0.001, 0.5005, *falls])
+    assert rates(ScheduleSettings(name="cosine_after_warmup", warmup_epochs=30), epochs=1) == pytest.approx(
+        [0.001, 0.001 + 0.999 / 60]
+    )
+
+
 def test_the_recipe_for_imagenet_drops_at_30_60_and_80():
     recipe = build_section("recipe", compose(["method=supervised", "recipe=imagenet", "scale=paper"]).config["recipe"])
     found = [

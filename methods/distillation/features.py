@@ -23,6 +23,7 @@ from torchvision.models import MobileNetV2, ShuffleNetV2
 
 from runner.errors import UserError
 from runner.models.resnet import ResNet
+from runner.models.shufflenet import ShuffleNetV1
 from runner.models.vgg import PLANS, VGG
 from runner.models.weights import head_of
 from runner.models.wide_resnet import WideResNet
@@ -115,6 +116,10 @@ def taps(network: nn.Module, at: Point) -> list[Tap]:
         stages = [network.stage2, network.stage3, network.stage4]
         ends = [_shuffle_preactivation(stage[-1]) if at == "preactivation" else Tap([Watch(stage)]) for stage in stages]
         return [Tap([Watch(stages[0], "input")]), *ends]
+    if isinstance(network, ShuffleNetV1) and at == "preactivation":
+        ends = [getattr(network, name)[-1] for name in network.stages]
+        before = [Tap([Watch(end.bn3), Watch(end, "input")], torch.add) for end in ends]
+        return [Tap([Watch(network.bn1, keep=torch.clone)]), *before]
     names = getattr(network, "stages", None)
     if not names:
         raise UserError(
@@ -132,6 +137,8 @@ def stage_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
     """
     if isinstance(network, ResNet):
         return [getattr(network, stage)[-1].last_normalisation() for stage in network.stages]
+    if isinstance(network, ShuffleNetV1):
+        return [getattr(network, stage)[-1].bn3 for stage in network.stages]
     if isinstance(network, WideResNet):
         return [network.layer2[0].bn1, network.layer3[0].bn1, network.bn]
     if isinstance(network, VGG | TorchvisionVGG):

@@ -169,7 +169,8 @@ class Pair:
     def _teacher_outputs(self) -> Features | None:
         """The teacher's features of all training images, as one stored phase, where no image ever changes."""
         ctx, augmentation = self.ctx, self.ctx.data.augmentation
-        fixed = not (augmentation.horizontal_flip or augmentation.crop_padding or ctx.recipe.mixup or ctx.recipe.cutmix)
+        views = (augmentation.horizontal_flip, augmentation.crop_padding, augmentation.policy, augmentation.erasing)
+        fixed = not (any(views) or ctx.recipe.mixup or ctx.recipe.cutmix)
         epochs = min(ctx.recipe.epochs, ctx.scale.max_epochs or ctx.recipe.epochs)
         shapes = self.teacher_shapes
         numbers = sum(item[0].numel() for item in (shapes.logits, shapes.embedding, *shapes.maps))

@@ -6,11 +6,12 @@ import dataclasses
 import importlib
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import UserError, did_you_mean
 from runner.models import imagenet
-from runner.models.weights import Origin, assign_all, load_weights, origin_of
+from runner.models.weights import Origin, assign_all, find_product, load_weights, origin_of, read_architecture
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +55,7 @@ ZOO: dict[str, ZooEntry] = (
         name: ZooEntry(
             "runner.models.vgg:VGG", {"plan": name}, {"cifar": "CIFAR form (one linear layer)"}, smallest=side
         )
-        for name, side in (("vgg7", 8), ("vgg8", 8), ("vgg13", 8), ("vgg16", 32))
+        for name, side in (("vgg5_narrow", 4), ("vgg7", 8), ("vgg8", 8), ("vgg13", 8), ("vgg16", 32))
     }
 )
 ZOO["resnet14_narrow"] = ZooEntry(
@@ -76,6 +77,7 @@ ZOO["mobilenet_v2"] = ZooEntry(
 ZOO["mobilenet_v2_half"] = ZooEntry(
     "runner.models.from_torchvision:mobilenet_v2_half", {}, {"cifar": "CIFAR form (3x3, stride 2)"}
 )
+ZOO["shufflenet_v1"] = ZooEntry("runner.models.shufflenet:ShuffleNetV1", {}, {"cifar": "CIFAR form (1x1, stride 1)"})
 ZOO["shufflenet_v2"] = ZooEntry(
     "runner.models.from_torchvision:shufflenet_v2",
     {},
@@ -107,10 +109,11 @@ def build_model(
     settings = resolve(settings, image_size=image_size, small_image_stem=small_image_stem)
     if settings.weights:
         _check_origin(settings, num_classes=num_classes, channels=channels)
+    target, arguments = form_of_weights(settings) or (settings.target, settings.arguments)
     model = build_network(
         name=settings.name,
-        target=settings.target,
-        arguments=settings.arguments,
+        target=target,
+        arguments=arguments,
         num_classes=num_classes,
         channels=channels,
         stem=settings.stem,
@@ -123,6 +126,17 @@ def build_model(
     elif settings.weights:
         load_weights(model, settings.weights, head=settings.head)
     return model
+
+
+def form_of_weights(settings: ModelSettings) -> tuple[str, dict[str, Any]] | None:
+    """(target, arguments) where the weights are of a run whose method gave this network another form, such as fake
+    quantization: what makes that form. None: the network's own. Imports no torch."""
+    if not settings.weights or settings.weights == imagenet.WORD or not Path(settings.weights).expanduser().is_dir():
+        return None
+    stored = read_architecture(find_product(Path(settings.weights).expanduser()))
+    inner = stored["arguments"].get("network")
+    of_this = isinstance(inner, dict) and (inner.get("name"), inner.get("target")) == (settings.name, settings.target)
+    return (stored["target"], stored["arguments"]) if of_this and stored["target"] != settings.target else None
 
 
 def build_shaped(settings: ModelSettings, shape: dict[str, Any]) -> nn.Module:
@@ -175,7 +189,8 @@ def check_weights(settings: ModelSettings, offline: bool) -> None:
 def resolve(settings: ModelSettings, *, image_size: int, small_image_stem: str) -> ModelSettings:
     """``settings`` with stem and padding decided: as set, else by the weights' origin, else by image size.
 
-    A network of the user (``target``) keeps ``auto``. Raises UserError: unknown name, a stem that the network lacks,
+    A network of the user (``target``) keeps ``auto``; weights of a run give it the arguments that the settings do not
+    name, so that what a method added is there again. Raises UserError: unknown name, a stem that the network lacks,
     one-sided padding on odd feature maps, missing weights. Imports no torch.
     """
     if settings.target:
@@ -185,7 +200,10 @@ def resolve(settings: ModelSettings, *, image_size: int, small_image_stem: str) 
                     f"model.{option}={getattr(settings, option)}: an option of the zoo's networks; "
                     f"give {settings.target} its options in model.arguments"
                 )
-        return settings
+        origin = weights_origin(settings)
+        if origin is None or origin.target != settings.target:
+            return settings
+        return dataclasses.replace(settings, arguments={**origin.arguments, **settings.arguments})
     entry = zoo_entry(settings.name)
     if settings.arguments:
         raise UserError(f"model.arguments: {settings.name} takes none; they are for model.target=package:function")
@@ -263,7 +281,7 @@ def architecture_of(
     return {
         "name": settings.name,
         "target": settings.target,
-        "arguments": dict(settings.arguments),
+        "arguments": dict(resolved.arguments),
         "num_classes": num_classes,
         "image_size": image_size,
         "channels": channels,

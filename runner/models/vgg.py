@@ -22,6 +22,8 @@ class VGGPlan:
 
 
 PLANS = {
+    # Four convolutions and a linear layer, for checks on two cores
+    "vgg5_narrow": VGGPlan(((16, 16), (32, 32)), 2, 1),
     # VGG-Small of the quantization papers (Zhang et al. 2018, LQ-Nets, arXiv:1807.10029): 32x32 images end at 4x4
     "vgg7": VGGPlan(((128, 128), (256, 256), (512, 512)), 3, 4),
     # The pair of the distillation papers (Tian et al. 2020, arXiv:1910.10699): the last two blocks stay at 4x4

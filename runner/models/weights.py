@@ -21,6 +21,8 @@ class Origin:
     """What the place where weights were trained asks of whoever uses them; None where it says nothing."""
 
     network: str | None = None  # zoo name
+    target: str | None = None  # package:function of a network outside the zoo's names
+    arguments: dict[str, Any] = field(default_factory=dict)  # with which it was called
     num_classes: int | None = None
     channels: int | None = None
     stem: Literal["imagenet", "cifar"] | None = None
@@ -70,6 +72,8 @@ def origin_of(path: str | Path) -> Origin | None:
         architecture = read_architecture(find_product(path))
         return Origin(
             network=None if architecture["target"] else architecture["name"],
+            target=architecture["target"],
+            arguments=architecture["arguments"],
             num_classes=architecture["num_classes"],
             channels=architecture["channels"],
             stem=None if architecture["target"] else architecture["stem"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def record(document: dict[str, Any], path: Path) -> None:
     """
     if not any(cell["n"] for cell in document["cells"]):
         raise UserError(f"{document['name']} has no measured cell at scale={document['scale']}: nothing to record")
+    document = _without_places(document)
     name = f"{document['name']} at scale={document['scale']}"
     begin, end = f"<!-- table {name} -->", f"<!-- end of {name} -->"
     text = markdown(document, level=2).rstrip()
@@ -39,3 +41,9 @@ def record(document: dict[str, Any], path: Path) -> None:
         write_atomic(path, content)
     except OSError as error:
         raise UserError(f"--record: {path} cannot be written: {error.strerror}") from None
+
+
+def _without_places(document: dict[str, Any]) -> dict[str, Any]:
+    """Where somebody keeps their runs and data says nothing about a result."""
+    words = [word for word in document["overrides"] if not word.startswith("paths.")]
+    return document | {"overrides": words, "command": re.sub(r" '?paths\.\S+", "", document["command"])}

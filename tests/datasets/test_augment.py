@@ -5,15 +5,18 @@ import colorsys
 import pytest
 import torch
 
+from runner.datasets import check_dataset
 from runner.datasets.augment import (
     adjust_brightness,
     adjust_contrast,
     adjust_saturation,
     augment,
+    erase,
     flip_and_crop,
     vary_colour,
 )
-from runner.schema import AugmentationSettings
+from runner.errors import UserError
+from runner.schema import AugmentationSettings, DatasetSettings
 
 
 def make_images(count: int = 6, channels: int = 3, height: int = 7, width: int = 9) -> torch.Tensor:
@@ -128,3 +131,56 @@ def test_no_augmentation_returns_the_images():
     images = make_images()
     assert augment(images, None, colour=False) is images
     assert augment(images, AugmentationSettings(), colour=False) is images
+
+
+def test_erasing_fills_one_rectangle_of_some_images():
+    images, fill = torch.randn(400, 2, 12, 10), torch.tensor([7.0, 9.0])
+    torch.manual_seed(3)
+    found = erase(images, 0.25, fill)
+    changed = (found != images).any(1)
+    assert 0.15 < changed.flatten(1).any(1).float().mean() < 0.35
+    for image, marks in zip(found[changed.flatten(1).any(1)], changed[changed.flatten(1).any(1)], strict=True):
+        rows, columns = marks.any(1).nonzero().flatten(), marks.any(0).nonzero().flatten()
+        height, width = len(rows), len(columns)
+        assert marks.sum() == height * width and height < 12 and width < 10  # one rectangle, smaller than the image
+        assert 0.01 < height * width / 120 < 0.45 and 0.2 < height / width < 5
+        assert torch.equal(image[:, marks], fill[:, None].expand(-1, height * width))
+    assert torch.equal(erase(images, 0.0, fill), images)
+
+
+@pytest.mark.parametrize("policy", ["cifar10", "svhn", "imagenet"])
+def test_policies_change_every_image_by_its_own_draws(policy):
+    images = make_images(64, height=16, width=16)
+    torch.manual_seed(4)
+    found = augment(images, AugmentationSettings(policy=policy), colour=False)
+    assert found.dtype == torch.uint8 and found.shape == images.shape
+    assert 20 < sum(not torch.equal(a, b) for a, b in zip(found, images, strict=True)) < 64
+    moved = [image for image in found if (image == 128).flatten(1).float().mean() > 0.04]
+    assert moved, "nothing was moved out of any image"
+
+
+@pytest.mark.parametrize("name", ["glyph_episodes", "imagenet"])
+def test_they_are_refused_where_images_are_not_in_memory(name, tmp_path):
+    (tmp_path / "train" / "n0").mkdir(parents=True)
+    (tmp_path / "val" / "n0").mkdir(parents=True)
+    settings = DatasetSettings(
+        name=name,
+        path=str(tmp_path) if name == "imagenet" else None,
+        image_size=32,
+        normalisation={"mean": [0], "std": [1]},
+        augmentation=AugmentationSettings(erasing=0.25),
+    )
+    with pytest.raises(UserError, match=r"dataset\.augmentation\.erasing=0\.25"):
+        check_dataset(settings, tmp_path, offline=True)
+
+
+def test_a_part_of_a_batch_gets_the_policies_and_rectangles_of_the_whole():
+    images, settings = make_images(10, height=16, width=16), AugmentationSettings(crop_padding=2, policy="cifar10")
+    part = slice(4, 7)
+
+    def views(images: torch.Tensor, rows: slice, count: int) -> torch.Tensor:
+        torch.manual_seed(5)
+        moved = augment(images, settings, False, rows, count)
+        return erase(moved.float(), 0.5, torch.zeros(3), rows, count)
+
+    assert torch.equal(views(images[part], part, 10), views(images, slice(None), 10)[part])

@@ -7,6 +7,7 @@ from torch import nn
 from runner.errors import UserError
 from runner.methods.compression.gates import GatedNetwork
 from runner.models import ZOO, build_model
+from runner.models.shufflenet import shuffle
 from runner.profile import count
 from runner.schema import ModelSettings
 
@@ -123,7 +124,23 @@ def test_the_small_stem_ends_at_4x4(name):
     assert sides == {"cifar": 4, "imagenet": 1}
 
 
-@pytest.mark.parametrize("name", [name for name in NEW if name != "vgg16_bn"])
+def test_shufflenet_v1_is_that_of_the_benchmark():
+    """Parameters of the distillation papers' student at 100 classes; maps as their features."""
+    model = build("shufflenet_v1", num_classes=100)
+    assert trained_numbers(model) == 949_258
+    sizes = []
+    for stage in model.stages:
+        getattr(model, stage).register_forward_hook(lambda module, arguments, out: sizes.append(tuple(out.shape[1:])))
+    model(torch.zeros(2, 3, 32, 32))
+    assert sizes == [(240, 16, 16), (480, 8, 8), (960, 4, 4)]
+
+
+def test_shuffled_channels_are_dealt_out_in_turn():
+    channels = torch.arange(6.0).view(1, 6, 1, 1)
+    assert shuffle(channels, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+
+
+@pytest.mark.parametrize("name", [name for name in NEW if name not in ("vgg16_bn", "shufflenet_v1")])
 def test_they_are_traced_and_gated(name):
     """The gates' closed forms count what the profile counts, so no layer escapes them."""
     model = build(name).eval()

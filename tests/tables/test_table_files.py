@@ -44,12 +44,17 @@ def test_demonstrations_are_small_and_have_a_measured_cell(name):
         runs = grid.runs()
         assert 1 <= len(runs) <= 12
         assert {run.plan.config["dataset"]["name"] for run in runs} <= {
+            "block_graph",
+            "digit_tokens",
             "digits",
             "fashion_mnist",
+            "gestures",
             "glyph_episodes",
             "pendulum",
             "pendulum_logged",
             "linear_tasks",
+            "none",
+            "shifted_gaussians",
             "sinusoid",
         }
         if scale == "desk" and grid.section.claims:
