@@ -2,9 +2,9 @@
 
 A file is .npz, or .hdf5 (extra hdf5), with the arrays of D4RL's files: observations (n, ds), actions (n, da) in the
 environment's own units, rewards (n,) unscaled, terminals (n,), and if it has them timeouts (n,), next_observations
-(n, ds) and log_density (n,), the behaviour's own log-density of the action in [-1, 1]; others are ignored. Without next_observations a
-transition's next observation is the following row, and rows at a time limit, which have none, are left out. Without a
-file, ``behaviour`` says what the method ``log_transitions`` makes.
+(n, ds) and log_density (n,), the behaviour's own log-density of the action in [-1, 1]; others are ignored. Without
+next_observations a transition's next observation is the following row, and rows at a time limit, which have none, are
+left out. Without a file, ``behaviour`` says what the method ``log_transitions`` makes.
 """
 
 from __future__ import annotations
