@@ -287,16 +287,12 @@ def _check_files(cfg: Any, chosen: dict[str, str], path: Sequence[Path]) -> None
 
 
 def _without_foreign(cfg: Any, chosen: dict[str, str], overrides: Iterable[str], path: Sequence[Path]) -> None:
-    """What a scale or a method says of data sets (a validation part) goes for those that have such a setting."""
+    """Leaves out what no choice of the user's asks for: a scale's words on settings that the data set does not have."""
     from omegaconf import open_dict
 
-    files = [registry.choice_file(group, chosen.get(group), path) for group in ("scale", "method", "dataset")]
-    if None in files:
-        return
-    scale, method, dataset = map(registry.read_yaml, files)
     set_here = {word.lstrip("+").partition("=")[0] for word in overrides}
     with open_dict(cfg):
-        for name in {**(scale.get("dataset") or {}), **(method.get("dataset") or {})}.keys() - set(dataset):
+        for name in registry.foreign_settings(chosen, path):
             if f"dataset.{name}" not in set_here:
                 cfg.dataset.pop(name, None)
 

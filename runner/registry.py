@@ -8,7 +8,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -214,7 +214,18 @@ def outline(overrides: Sequence[str], path: Sequence[Path]) -> tuple[dict[str, A
         (f"dataset/{dataset}/{method}", scale),
     ):
         exact &= _place(tree, f"recommended/{overlay}", name, "", path)
+    for name in foreign_settings(chosen, path):
+        tree["dataset"].pop(name, None)
     return tree, exact
+
+
+def foreign_settings(chosen: Mapping[str, str], path: Sequence[Path]) -> set[str]:
+    """What the chosen scale and method say of data sets (a validation part) and the chosen one has no setting for."""
+    files = [choice_file(group, chosen[group], path) for group in ("scale", "method", "dataset")]
+    if None in files:
+        return set()
+    scale, method, dataset = map(read_yaml, files)
+    return {**(scale.get("dataset") or {}), **(method.get("dataset") or {})}.keys() - set(dataset)
 
 
 def _place(tree: dict[str, Any], group: str, name: str, package: str, path: Sequence[Path]) -> bool:

@@ -165,7 +165,9 @@ def test_the_product_that_is_loaded_predicts_what_the_run_measured(finished):
     assert found == pytest.approx({name: answer.result["metrics"][name] for name in found}, abs=1e-5)
 
 
+@pytest.mark.parametrize("finished", METHODS[2::4], indirect=True)
 def test_the_same_bits_again(finished, tmp_path):
+    """A quarter of the methods; the slow test below compares all with what is killed."""
     method, answer, _ = finished
     assert outcome(run(method, tmp_path, "checkpoint.every_seconds=0")) == outcome(answer)
 

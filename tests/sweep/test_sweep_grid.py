@@ -20,7 +20,7 @@ SMOKE = ["method=supervised", "model=resnet20", "scale=smoke", "hardware=cpu"]
         ("tracking.notes='a,b','c'", ["'a,b'", "'c'"]),
         ("dataset.arguments={a:1},{b:2}", ["{a:1}", "{b:2}"]),
         ("recipe.schedule.milestones=[0.1,0.2],[0.5]", ["[0.1,0.2]", "[0.5]"]),
-        ("model=glob(resnet2*)", ["resnet20"]),
+        ("model=glob(resnet11*)", ["resnet110"]),
         ("seed=5", ["5"]),
     ],
 )

@@ -1,65 +1,51 @@
 """Every table file in conf/: it is right, all its measured cells compose, and its numbers are the card's."""
 
-from functools import cache
-
 import pytest
 
 from runner.errors import UserError
 from runner.registry import choices, search_path
 from runner.tables.document import document
-from runner.tables.grid import Grid, make_grid
+from runner.tables.grid import make_grid
 from runner.tables.schema import SCALES, at_scale, read_table
 
 TABLES = list(choices("table", search_path()))
 
 
-@cache
-def grids(name: str) -> dict[str, Grid]:
-    """Scale -> the table's cells with one seed."""
+SMALL = {  # embedded, generated, or named by the table that needs it
+    "block_graph",
+    "digit_tokens",
+    "digits",
+    "fashion_mnist",
+    "gestures",
+    "glyph_episodes",
+    "ising_models",
+    "linear_tasks",
+    "none",
+    "pendulum",
+    "pendulum_logged",
+    "several",
+    "shifted_gaussians",
+    "sinusoid",
+    "tiny_imagenet",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_file(name):
+    """Every measured cell composes, claims compare what rows say alone; a desk table has its own small grid and data,
+    and claims of five seeds."""
     table = read_table(name)
-    return {scale: make_grid(name, table, scale, seeds=[0]) for scale in table.scales}
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_every_measured_cell_composes_at_every_scale(name):
-    for scale, grid in grids(name).items():
-        assert [run.error for run in grid.runs() if run.error] == []
-        for run in grid.runs():
-            assert run.plan.config["scale"]["name"] == scale
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_claims_compare_cells_that_differ_in_what_rows_say_alone(name):
-    for grid in grids(name).values():
+    for scale in table.scales:
+        grid = make_grid(name, table, scale, seeds=[0])
+        runs = grid.runs()
+        assert [run.error for run in runs if run.error] == []
+        assert {run.plan.config["scale"]["name"] for run in runs} <= {scale}
         found = document(grid, search_path()[0])
         assert [claim for claim in found["claims"] if claim["verdict"] == "refused"] == []
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_demonstrations_are_small_and_have_a_measured_cell(name):
-    """A desk table has its own small grid and data, and claims of five seeds."""
-    table = read_table(name)
-    for scale in set(table.scales) - {"paper"}:
-        grid = grids(name)[scale]
-        runs = grid.runs()
+        if scale == "paper":
+            continue
         assert 1 <= len(runs) <= 12
-        assert {run.plan.config["dataset"]["name"] for run in runs} <= {
-            "block_graph",
-            "digit_tokens",
-            "digits",
-            "fashion_mnist",
-            "gestures",
-            "glyph_episodes",
-            "ising_models",
-            "linear_tasks",
-            "none",
-            "pendulum",
-            "pendulum_logged",
-            "several",
-            "shifted_gaussians",
-            "sinusoid",
-            "tiny_imagenet",  # whoever has it names it: its check says so
-        }
+        assert {run.plan.config["dataset"]["name"] for run in runs} <= SMALL
         if scale == "desk" and grid.section.claims:
             assert len(at_scale(table, scale).seeds) >= 5
 
