@@ -64,6 +64,8 @@ MODULES = {
         "runner.datasets.environments",
     ),
     **dict.fromkeys(("pendulum_logged", "transitions"), "runner.datasets.transitions"),
+    "ising_file": "runner.datasets.ising",
+    "ising_models": "runner.datasets.ising_models",
     "none": "runner.datasets.none",
 }
 

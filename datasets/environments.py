@@ -84,8 +84,9 @@ def make(settings: EnvironmentSettings) -> gymnasium.Env:
         options["max_episode_steps"] = settings.time_limit
     try:
         environment = gymnasium.make(settings.id, disable_env_checker=True, **options)
-    except gymnasium.error.DependencyNotInstalled as error:
-        cure = "pip install 'paper-runner[mujoco]'" if "mujoco" in str(error).lower() else str(error)
+    except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        simulator = "mujoco" in str(gymnasium.spec(settings.id).entry_point)
+        cure = "pip install 'paper-runner[mujoco]'" if simulator else str(error)
         raise UserError(f"dataset: {settings.id} needs a package that is not installed: {cure}") from None
     except (TypeError, gymnasium.error.Error) as error:
         raise UserError(f"dataset: {settings.id} cannot be made with arguments={settings.arguments}: {error}") from None

@@ -2,9 +2,9 @@
 
 A file is .npz, or .hdf5 (extra hdf5), with the arrays of D4RL's files: observations (n, ds), actions (n, da) in the
 environment's own units, rewards (n,) unscaled, terminals (n,), and if it has them timeouts (n,), next_observations
-(n, ds) and log_density (n,), the behaviour's own log-density of the action in [-1, 1]. Without next_observations a
-transition's next observation is the following row, and rows at a time limit, which have none, are left out. Without a
-file, ``behaviour`` says what the method ``log_transitions`` makes.
+(n, ds) and log_density (n,), the behaviour's own log-density of the action in [-1, 1]; others are ignored. Without
+next_observations a transition's next observation is the following row, and rows at a time limit, which have none, are
+left out. Without a file, ``behaviour`` says what the method ``log_transitions`` makes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 KIND = "transitions"
 EXTRA = "hdf5"
 NEEDED = ("observations", "actions", "rewards", "terminals")
+KNOWN = (*NEEDED, "timeouts", "next_observations", "log_density")
 SUFFIXES = (".npz", ".hdf5", ".h5")
 Positive = Annotated[int, Field(gt=0)]
 
@@ -155,7 +156,7 @@ def read_transitions(file: Path, environment: EnvironmentData) -> Transitions:
     missing = [name for name in NEEDED if name not in arrays]
     if missing:
         raise UserError(f"{file}: no array {' and '.join(missing)}; it has {', '.join(sorted(arrays)) or 'none'}")
-    lengths = {name: len(array) for name, array in arrays.items()}
+    lengths = {name: len(arrays[name]) for name in KNOWN if name in arrays}
     if len(set(lengths.values())) != 1 or not len(arrays["rewards"]):
         raise UserError(f"{file}: its arrays must be equally long, and not empty: {lengths}")
     low, size, observation = _shape(environment)

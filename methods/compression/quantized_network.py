@@ -58,8 +58,11 @@ class Widths:
 def traced(network: nn.Module) -> fx.GraphModule:
     """The network as a graph of modules in which every call of a ReLU is a module of its own, not in place.
 
-    Raises UserError: it cannot be traced, or drops at random outside of a module (a trace would fix the mode).
+    Raises UserError: it cannot be traced, is quantized, or drops at random outside of a module (a trace would fix the
+    mode).
     """
+    if any(isinstance(module, QUANTIZED) for module in network.modules()):
+        raise UserError("this network is quantized already; start from the one in full precision")
     try:
         graph = fx.symbolic_trace(network)
     except Exception as error:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy
 
-MEDIAN_POINTS = 200  # of the pooled sample, whose distances give the bandwidth
+MEDIAN_POINTS = 100  # of the pooled sample, whose distances give the bandwidth
 
 
 class Statistics(NamedTuple):
@@ -23,7 +23,7 @@ class Statistics(NamedTuple):
 
 def squared_medians(first: numpy.ndarray, second: numpy.ndarray, pooled: bool) -> numpy.ndarray:
     """(d,): the squared median distance within the two samples together, of each feature or (``pooled``) of whole
-    examples for all. The first hundred examples of each speak for all."""
+    examples for all. The first fifty examples of each speak for all."""
     half = MEDIAN_POINTS // 2
     second = numpy.broadcast_to(second, first.shape)
     points = numpy.concatenate([first[:, :half], second[:, :half]], 1)

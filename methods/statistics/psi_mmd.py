@@ -61,7 +61,7 @@ class PSIMMD:
     )
     deviations: ClassVar[tuple[str, ...]] = (
         "from the abstract and a follow-up's code; pairs are drawn uniformly, there some never occur",
-        "medians are those of 200 examples, of every feature by default; the follow-up has one for all and no factor 2",
+        "medians are those of 100 examples, of every feature by default; the follow-up has one for all and no factor 2",
         "of candidates the test after selection asks for a discrepancy above 0, as for features (the text leaves it)",
     )
 

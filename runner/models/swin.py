@@ -28,14 +28,14 @@ OTHER_REGION = -100.0  # added to the logits of tokens that only the cyclic shif
 def cut_windows(tokens: Tensor, window: int) -> Tensor:
     """Tokens (B, H, W, D) -> (B * windows, window^2, D), the windows of an image row by row."""
     batch, height, width, channels = tokens.shape
-    cells = tokens.view(batch, height // window, window, width // window, window, channels)
+    cells = tokens.reshape(batch, height // window, window, width // window, window, channels)
     return cells.transpose(2, 3).reshape(-1, window**2, channels)
 
 
 def join_windows(windows: Tensor, window: int, side: int) -> Tensor:
     """The inverse of ``cut_windows`` for square maps: (B, side, side, D)."""
     count = side // window
-    cells = windows.view(-1, count, count, window, window, windows.shape[-1])
+    cells = windows.reshape(-1, count, count, window, window, windows.shape[-1])
     return cells.transpose(2, 3).reshape(-1, side, side, windows.shape[-1])
 
 

@@ -219,6 +219,9 @@ def test_what_cannot_be_quantized_is_refused():
     with pytest.raises(ValueError, match="training=false"):
         NICE(training=False, learn_clamps=False)
 
+    with pytest.raises(UserError, match="quantized already"):
+        traced(quantized_form(resnet(), Widths(**THREE))[0])
+
     class Drops(nn.Module):
         def forward(self, x):
             return F.dropout(x, training=self.training)

@@ -1,9 +1,12 @@
 """Networks, densities, targets and losses of the soft actor-critic."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from commands import runner
+from safetensors.torch import load_file
 from torch import nn
 
 from runner.methods.rl.networks import Ensemble, TanhGaussian, is_perceptron, merge_gaussians, squash
@@ -146,3 +149,20 @@ def test_the_critic_loss_is_that_of_a_plain_reference():
     both = own.critics.online(torch.cat([data.observations, data.actions], 1)).squeeze(-1)
     expected = nn.functional.mse_loss(both[0], wanted) + nn.functional.mse_loss(both[1], wanted)
     torch.testing.assert_close(losses.critic, expected)
+
+
+def small(in_features: int, out_features: int) -> nn.Module:
+    """A user's own network, which is no chain of layers."""
+    return Other(perceptron(in_features, out_features, [8]))
+
+
+def test_copies_and_a_network_of_ones_own(tmp_path, monkeypatch):
+    """Three copies side by side; critics and actor by ``model.target``."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    answer = runner(
+        *("method=sac", "scale=smoke", "hardware=cpu", "dataset.copies=3", "method.steps=6"),
+        *("model.target=test_sac:small", "~model.arguments.hidden"),
+        place=tmp_path,
+    )
+    assert answer.code == 0, answer.err
+    assert "members.0.inner" in " ".join(load_file(answer.folder / "artifacts" / "agent.safetensors"))
