@@ -5,9 +5,9 @@
 
 One head, one sequence, one thread. Each case runs in a process of its own, forked from one that has torch loaded and
 computed nothing: CPU time (of a GPU: time) as the median over repeats after one to warm up, and by how much the peak of
-the resident memory (of a GPU: of what torch allocated) rose above that of a short sequence. ``softmax`` forms the
-matrix of all pairs; ``fused`` is torch's scaled_dot_product_attention, which does not keep it. The slope is that of a
-line through the logarithms, over all lengths and over the last three.
+the resident memory (of a GPU: of what torch allocated) rose above that of a short sequence. ``softmax`` forms all
+pairs, ``fused`` is torch's scaled_dot_product_attention, which does not keep them. The slope is that of a line through
+the logarithms, over all lengths and over the last three.
 """
 
 from __future__ import annotations
