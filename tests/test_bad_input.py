@@ -50,7 +50,7 @@ def wrong(place: Path, *arguments: object) -> Answer:
     [
         (["method=supervized"], ["unknown method 'supervized'", "did you mean supervised?"]),
         (["model=resnet21"], ["unknown model 'resnet21'", "resnet20", "runner list models"]),
-        (["dataset=fashion_mnst"], ["unknown dataset 'fashion_mnst'", "did you mean fashion_mnist?"]),
+        (["dataset=fashion_mnst"], ["unknown dataset 'fashion_mnst'", "did you mean fashion_mnist"]),
         (["recipe.epoch=3"], ["unknown key 'recipe.epoch'", "did you mean recipe.epochs?"]),
         (["method.temprature=3"], ["unknown key 'method.temprature'", "set on the command line"]),
         (["method="], ["names no method", "runner list methods"]),

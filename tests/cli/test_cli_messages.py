@@ -23,7 +23,7 @@ def _no_user_configs(monkeypatch):
     [
         (["method=ekk"], ["unknown method 'ekk'", COMMAND_LINE, "did you mean ekg?", "`runner list methods`"]),
         (["model=resnet5"], ["unknown model 'resnet5'", "resnet50", "`runner list models`"]),
-        (["dataset=fashion_mnst"], ["unknown dataset 'fashion_mnst'", "did you mean fashion_mnist?"]),
+        (["dataset=fashion_mnst"], ["unknown dataset 'fashion_mnst'", "did you mean fashion_mnist"]),
         (["scale=papr"], ["unknown scale 'papr'", "paper"]),
         (["method="], ["'method=' names no method", COMMAND_LINE, "runner list methods"]),
         (["model=null"], ["'model=null' names no model"]),

@@ -30,7 +30,7 @@ from runner.registry import choices, read_yaml, search_path
 from runner.settings import build_section
 for name, file in choices("dataset", search_path()).items():
     settings = build_section("dataset", read_yaml(file))
-    if kind_of(settings) == "environment":
+    if kind_of(settings) in ("environment", "transitions"):
         continue  # gymnasium knows their names, and needs NumPy
     settings.path = sys.argv[1] if name == "image_folder" else None
     try:

@@ -151,4 +151,4 @@ def test_every_zoo_network_has_a_config_with_every_field():
     assert {name for name, config in configs.items() if config["target"] is None} - {"none"} == ZOO.keys()
     for name, config in configs.items():
         assert list(config) == [field.name for field in fields(ModelSettings)]
-        assert resolve(ModelSettings(**config), image_size=32, small_image_stem="cifar").name == name
+        assert name == "none" or resolve(ModelSettings(**config), image_size=32, small_image_stem="cifar").name == name
