@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons for small images: cheap enough for grids of many runs."""
+"""Multi-layer perceptrons for small images: cheap enough for grids of many runs, or for a dense curvature."""
 
 from __future__ import annotations
 
@@ -57,3 +57,20 @@ class FirstChannel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images[:, :1]
+
+
+class GreyPerceptron(nn.Module):
+    """Images averaged over channels and to 8x8, one hidden layer of ``width`` units; logits (B, num_classes).
+
+    With 20 units and 10 classes 1,510 weights, so that a Hessian fits in memory.
+    """
+
+    def __init__(self, *, num_classes: int, in_channels: int, width: int, activation: str) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(SIDE)
+        self.layers = nn.Sequential(
+            nn.Linear(SIDE**2, width), {"relu": nn.ReLU, "tanh": nn.Tanh}[activation](), nn.Linear(width, num_classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(self.pool(images).mean(1).flatten(1))
