@@ -20,18 +20,6 @@ def scaled_normal(count: int, generator: torch.Generator) -> Tensor:
     return nn.init.trunc_normal_(values, std=spread, a=-2 * spread, b=2 * spread, generator=generator)
 
 
-def perceptron(num_classes: int, in_channels: int, image_size: int, widths: Sequence[int] = (200, 200)) -> nn.Module:
-    """All pixels through rectified layers to logits (B, num_classes).
-
-    Widths (200, 200) are McMahan et al.'s "2NN" (arXiv:1602.05629), none is multinomial logistic regression.
-    """
-    layers: list[nn.Module] = [nn.Flatten()]
-    sizes = (in_channels * image_size**2, *widths)
-    for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
-
-
 def cnn(
     num_classes: int, in_channels: int, image_size: int, channels: Sequence[int] = (32, 64), width: int = 512
 ) -> nn.Module:

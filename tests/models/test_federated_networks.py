@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from runner.models.federated import cnn, lenet, perceptron
+from runner.models.federated import cnn, lenet
+from runner.models.mlp import perceptron
 
 
 @pytest.mark.parametrize(
     ("network", "count"),
     [
-        (perceptron(10, 1, 28), 199_210),  # McMahan et al. 2017, section 3
+        (perceptron(10, 1, 28, (200, 200)), 199_210),  # McMahan et al. 2017, section 3
         (cnn(10, 1, 28), 1_663_370),  # the same
         (perceptron(10, 1, 28, ()), 28 * 28 * 10 + 10),
     ],

@@ -7,7 +7,8 @@ import torch
 from commands import runner
 
 from runner.methods.federated.fedweit import Client, FedWeIT, Server, capacity
-from runner.models.federated import perceptron, scaled_normal
+from runner.models.federated import scaled_normal
+from runner.models.mlp import perceptron
 from runner.schema import OptimizerSettings
 
 IMAGES, LABELS = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1, 1, 0])
