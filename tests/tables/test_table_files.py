@@ -30,24 +30,32 @@ SMALL = {  # embedded, generated, or named by the table that needs it
 }
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_file(name):
+def scale_of_every_table() -> list:
+    """At paper scale tables are large: the slow tests compose them."""
+    return [
+        pytest.param(name, scale, marks=[pytest.mark.slow] if scale == "paper" else [])
+        for name in TABLES
+        for scale in read_table(name).scales
+    ]
+
+
+@pytest.mark.parametrize(("name", "scale"), scale_of_every_table())
+def test_a_table_file(name, scale):
     """Every measured cell composes, claims compare what rows say alone; a desk table has its own small grid and data,
     and claims of five seeds."""
     table = read_table(name)
-    for scale in table.scales:
-        grid = make_grid(name, table, scale, seeds=[0])
-        runs = grid.runs()
-        assert [run.error for run in runs if run.error] == []
-        assert {run.plan.config["scale"]["name"] for run in runs} <= {scale}
-        found = document(grid, search_path()[0])
-        assert [claim for claim in found["claims"] if claim["verdict"] == "refused"] == []
-        if scale == "paper":
-            continue
-        assert 1 <= len(runs) <= 12
-        assert {run.plan.config["dataset"]["name"] for run in runs} <= SMALL
-        if scale == "desk" and grid.section.claims:
-            assert len(at_scale(table, scale).seeds) >= 5
+    grid = make_grid(name, table, scale, seeds=[0])
+    runs = grid.runs()
+    assert [run.error for run in runs if run.error] == []
+    assert {run.plan.config["scale"]["name"] for run in runs} <= {scale}
+    found = document(grid, search_path()[0])
+    assert [claim for claim in found["claims"] if claim["verdict"] == "refused"] == []
+    if scale == "paper":
+        return
+    assert 1 <= len(runs) <= 12
+    assert {run.plan.config["dataset"]["name"] for run in runs} <= SMALL
+    if scale == "desk" and grid.section.claims:
+        assert len(at_scale(table, scale).seeds) >= 5
 
 
 def reported(name: str, row: str, column: str) -> tuple:
