@@ -61,13 +61,18 @@ class Settings(AnyDataset):
 
 
 def check(settings: Settings, data_root: Path, offline: bool) -> None:
-    check_environment(settings.environment)
     file = _file(settings, data_root)
     if file is None and settings.behaviour is None:
         raise UserError(
             "dataset: no transitions are given: set dataset.path=FILE (.npz or .hdf5 with observations, actions, "
             "rewards, terminals), or take dataset=pendulum_logged, which are made here"
         )
+    if settings.environment.id is None:
+        raise UserError(
+            "dataset.environment.id: no environment is set: give the gymnasium id of the one that the transitions are "
+            "from, such as dataset.environment.id=Hopper-v5"
+        )
+    check_environment(settings.environment)
     if file is None:
         return
     if settings.path is not None and not file.is_file():
