@@ -19,6 +19,7 @@ import torch
 from runner.storage import write_atomic
 
 DIGEST_BYTES = 32
+PLAIN = (bool, int, float, complex, str, bytes)
 KEEP = 2  # states of one loop; the older one serves when the newer one is corrupt
 
 
@@ -28,7 +29,7 @@ def encode(value: Any, where: str = "value") -> Any:
     Raises:
         TypeError: names the place of a value that is no tensor, number, text or plain container.
     """
-    if value is None or isinstance(value, (bool, int, float, str, bytes, complex)):
+    if value is None or type(value) in PLAIN:  # no subclasses: numpy.float64 is a float, and loading would refuse it
         return value
     if isinstance(value, torch.Tensor):
         return value.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -101,7 +102,7 @@ def killed_and_repeated(arguments: tuple, place: Path, moments: list[tuple[int, 
         until(lambda before=before: _attempts(place) > before or ended())
         until(lambda stored=stored, files=files: len(_stored(place) - stored) >= files or ended())
         command.process.join(delay)
-        if not ended():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
             command.signal(signal.SIGKILL)
         answer = command.wait()
         if answer.code != -9:  # it was faster
