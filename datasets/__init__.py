@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.datasets import files
+from runner.datasets import cross_domain, files
 from runner.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -83,6 +83,14 @@ def check_dataset(settings: AnyDataset, data_root: str | Path, offline: bool) ->
         UserError: with the cure.
     """
     _module(settings).check(settings, Path(data_root).expanduser(), offline)
+    tasks = getattr(settings, "episodes", None)
+    if tasks is not None and tasks.test_set is not None:
+        if kind_of(settings) != "episodes":
+            raise UserError(
+                f"dataset.episodes.test_set={tasks.test_set}: only tasks of images are tested on another set; leave it "
+                f"out with dataset={settings.name}"
+            )
+        cross_domain.check(settings, Path(data_root).expanduser(), offline)
     augmentation = getattr(settings, "augmentation", None)
     for name in ("policy", "erasing"):
         value = getattr(augmentation, name, None)
@@ -148,6 +156,9 @@ def load_data(
     kind = kind_of(settings)
     if kind.endswith("episodes") and scale.name != "smoke":
         limits = images.Limits()
+    if kind == "episodes":
+        own = _module(settings).load(settings, limits, data_root)
+        return cross_domain.with_test_tasks(own, settings, limits, data_root)
     if kind != "images":
         return _module(settings).load(settings, limits, data_root)
     loaded = _module(settings).load(settings, limits, data_root)

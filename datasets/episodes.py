@@ -218,22 +218,8 @@ def assemble(
     if episodes.rotations:
         splits = {name: with_rotations(images) for name, images in splits.items()}
         class_names = [f"{name}, {turn} degrees" for turn in (0, 90, 180, 270) for name in class_names]
-    for name, images in splits.items():
-        training = name == "train"
-        ways = (episodes.train_ways or episodes.ways) if training else episodes.ways
-        queries = episodes.queries if training else (episodes.test_queries or episodes.queries)
-        sizes = torch.bincount(images.labels)
-        if len(sizes) < ways:
-            raise UserError(
-                f"dataset.episodes: {ways}-way tasks, but {display_name} has {len(sizes)} {name} classes; set a "
-                f"smaller dataset.episodes.{'train_ways' if training and episodes.train_ways else 'ways'}"
-            )
-        needed = episodes.shots + queries
-        if int(sizes.min()) < needed:
-            raise UserError(
-                f"dataset.episodes: {episodes.shots} shots and {queries} queries need {needed} images, but a {name} "
-                f"class of {display_name} has {int(sizes.min())}; set fewer queries or shots"
-            )
+    for split, images in splits.items():
+        check_sizes(episodes, split, images, display_name)
     given = settings.normalisation
     if given is not None and not len(given.get("mean", ())) == len(given.get("std", ())) == splits["train"].shape[0]:
         raise UserError(f"dataset.normalisation={given}: needs mean and std, {splits['train'].shape[0]} numbers each")
@@ -248,6 +234,25 @@ def assemble(
         augmentation=settings.augmentation,
         settings=episodes,
     )
+
+
+def check_sizes(episodes: EpisodeSettings, split: str, images: Images, display_name: str) -> None:
+    """Raises UserError: the split has too few classes for its tasks, or a class too few images."""
+    training = split == "train"
+    ways = (episodes.train_ways or episodes.ways) if training else episodes.ways
+    queries = episodes.queries if training else (episodes.test_queries or episodes.queries)
+    sizes = torch.bincount(images.labels)
+    if len(sizes) < ways:
+        raise UserError(
+            f"dataset.episodes: {ways}-way tasks, but {display_name} has {len(sizes)} {split} classes; set a "
+            f"smaller dataset.episodes.{'train_ways' if training and episodes.train_ways else 'ways'}"
+        )
+    needed = episodes.shots + queries
+    if int(sizes.min()) < needed:
+        raise UserError(
+            f"dataset.episodes: {episodes.shots} shots and {queries} queries need {needed} images, but a {split} "
+            f"class of {display_name} has {int(sizes.min())}; set fewer queries or shots"
+        )
 
 
 def with_rotations(images: Images) -> Images:
