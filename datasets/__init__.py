@@ -84,11 +84,11 @@ def check_dataset(settings: AnyDataset, data_root: str | Path, offline: bool) ->
     """
     _module(settings).check(settings, Path(data_root).expanduser(), offline)
     tasks = getattr(settings, "episodes", None)
-    if tasks is not None and tasks.test_set is not None:
+    if tasks is not None and tasks.test_sets:
         if kind_of(settings) != "episodes":
             raise UserError(
-                f"dataset.episodes.test_set={tasks.test_set}: only tasks of images are tested on another set; leave it "
-                f"out with dataset={settings.name}"
+                "dataset.episodes.test_sets: only tasks of images are tested on other sets too; leave it out with "
+                f"dataset={settings.name}"
             )
         cross_domain.check(settings, Path(data_root).expanduser(), offline)
     augmentation = getattr(settings, "augmentation", None)
@@ -158,7 +158,7 @@ def load_data(
         limits = images.Limits()
     if kind == "episodes":
         own = _module(settings).load(settings, limits, data_root)
-        return cross_domain.with_test_tasks(own, settings, limits, data_root)
+        return cross_domain.with_test_sets(own, settings, limits, data_root)
     if kind != "images":
         return _module(settings).load(settings, limits, data_root)
     loaded = _module(settings).load(settings, limits, data_root)

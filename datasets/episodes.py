@@ -60,8 +60,9 @@ class EpisodeData:
     normalisation: Normalisation
     augmentation: AugmentationSettings
     settings: EpisodeSettings
+    elsewhere: dict[str, EpisodeData] = field(default_factory=dict)  # test tasks of other sets, by name
     kind: str = KIND
-    _members: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
+    _members: dict[str, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -86,14 +87,21 @@ class EpisodeData:
         """Moves the images."""
         for split in SPLITS:
             setattr(self, split, getattr(self, split).to(device))
+        for other in self.elsewhere.values():
+            other.test = other.test.to(device)
+            other.train = self.train  # whose device the normalisation takes
         return self
 
     def describe(self) -> str:
         """One line for the screen."""
         parts = [f"{len(self._classes(split))} {split}" for split in SPLITS]
+        others = "".join(
+            f"; tested on {other.display_name} too ({len(other._classes('test'))} classes)"
+            for other in self.elsewhere.values()
+        )
         return (
             f"data {self.display_name}: {', '.join(parts)} classes, {self.image_size}x{self.image_size}; "
-            f"{describe(self.settings)}"
+            f"{describe(self.settings)}{others}"
         )
 
     def task(self, split: str, number: int, seed: int | None = None) -> Tasks:

@@ -52,7 +52,7 @@ class EpisodeSettings:
     train_classes: Positive | None = None  # the first so many training classes; null: all
     max_shots: Positive | None = None  # shots..max_shots are drawn, in half of the tasks for every class
     rotations: bool = False  # turned by 90, 180 and 270 degrees they are classes of their own (Omniglot)
-    test_set: str | None = None  # another set, whose classes the test tasks are of; null: the data set's own
+    test_sets: list[str] = field(default_factory=list)  # other sets on whose classes the network is tested as well
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of validation and test tasks: the same whatever the run's seed is
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from torch.func import grad, vmap
 from runner.errors import UserError
 from runner.methods.fewshot.distillation import Distilled, length
 from runner.methods.fewshot.inner_loop import Weights, call, task_loss, use_batch_statistics
-from runner.methods.fewshot.meta_training import measure, save_learner, summary, write_task_scores
+from runner.methods.fewshot.meta_training import save_learner, summary, tested, write_task_scores
 from runner.optimizers import build_optimizer, learning_rate
 
 if TYPE_CHECKING:
@@ -100,9 +100,10 @@ class HyperDistill:
             ctx.log(loss_validation=loss, size=state["size"], learning_rate=optimizer.param_groups[0]["lr"])
         ctx.track(learner=None, optimizer=None, state=None)
         save_learner(ctx, learner)
-        rows = measure(ctx, "test", learner, learner.predict, "test", self.test_tasks)
-        write_task_scores(ctx, rows)
-        metrics = {**summary(rows), "size": state["size"]}
+        found = tested(ctx, "test", learner, learner.predict, self.test_tasks)
+        write_task_scores(ctx, found[""])
+        metrics = {f"{name}{end}": value for end, rows in found.items() for name, value in summary(rows).items()}
+        metrics["size"] = state["size"]
         ctx.log(**metrics)
         return metrics
 

@@ -72,29 +72,28 @@ def meta_learn(
     Returns of classification accuracy (0..1, the last epoch's), accuracy_interval (95% half-width over tasks),
     accuracy_binomial_interval (over query predictions, as some papers print it), loss (nats); of regression mse and
     mse_interval. With validation accuracy_best_validation or mse_best_validation; with an ensemble accuracy_ensemble
-    and its interval. Writes artifacts/learner.safetensors and artifacts/test_scores.npz (a row a task).
+    and its interval. Each of them again with _NAME for every other set NAME that is tested on
+    (``dataset.episodes.test_sets``). Writes artifacts/learner.safetensors and artifacts/test_scores.npz (a row a task).
     """
     best = meta_train(ctx, learner, training, outer=outer, predict=predict, groups=groups)
     save_learner(ctx, learner)
-
-    def tested(name: str) -> dict[str, Tensor]:
-        return measure(ctx, name, learner, predict, "test", training.test_tasks, training.batched)
-
-    rows = tested("test")
-    write_task_scores(ctx, rows)
-    metrics = summary(rows)
+    found = tested(ctx, "test", learner, predict, training.test_tasks, training.batched)
+    write_task_scores(ctx, found[""])
+    metrics = {f"{name}{end}": value for end, rows in found.items() for name, value in summary(rows).items()}
     if best:
-        name, last = ("mse" if "mse" in metrics else "accuracy"), copy.deepcopy(learner.state_dict())
+        score, last = ("mse" if "mse" in metrics else "accuracy"), copy.deepcopy(learner.state_dict())
         members = []
         for kept in best[: max(1, training.ensemble)]:
             learner.load_state_dict(kept["weights"])
-            members.append(tested(f"test of epoch {kept['epoch'] + 1}"))
+            name = f"test of epoch {kept['epoch'] + 1}"
+            members.append(tested(ctx, name, learner, predict, training.test_tasks, training.batched))
         learner.load_state_dict(last)
-        metrics[f"{name}_best_validation"] = summary(members[0])[name]
-        if training.ensemble:
-            outputs = torch.stack([member["outputs"] for member in members]).mean(0)
-            found = summary({**rows, "outputs": outputs})
-            metrics |= {f"{name}_ensemble{end}": found[f"{name}{end}"] for end in ("", "_interval")}
+        for end, rows in found.items():
+            metrics[f"{score}_best_validation{end}"] = summary(members[0][end])[score]
+            if training.ensemble:
+                outputs = torch.stack([member[end]["outputs"] for member in members]).mean(0)
+                mean = summary({**rows, "outputs": outputs})
+                metrics |= {f"{score}_ensemble{part}{end}": mean[f"{score}{part}"] for part in ("", "_interval")}
     ctx.log(**metrics)
     return metrics
 
@@ -161,6 +160,21 @@ def meta_train(
     return best
 
 
+def tested(
+    ctx: Context,
+    name: str,
+    learner: nn.Module,
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+    count: int,
+    batched: bool = True,
+) -> dict[str, dict[str, Tensor]]:
+    """``measure`` on the test tasks of the data set, "", and of every other set that is tested on, "_NAME"."""
+    sets = {"": ctx.data} | {f"_{name}": data for name, data in getattr(ctx.data, "elsewhere", {}).items()}
+    return {
+        end: measure(ctx, f"{name}{end}", learner, predict, "test", count, batched, data) for end, data in sets.items()
+    }
+
+
 def measure(
     ctx: Context,
     name: str,
@@ -169,6 +183,7 @@ def measure(
     split: str,
     count: int,
     batched: bool = True,
+    data: Any = None,
 ) -> dict[str, Tensor]:
     """What ``predict`` says on the first ``count`` tasks of a split: outputs (tasks, Q, classes), and targets.
 
@@ -179,7 +194,7 @@ def measure(
     ctx.track(measured=found)
     learner.eval()
     for batch in ctx.loop(name, math.ceil(count / size)):
-        tasks = _tasks(ctx.data, split, range(batch * size, min((batch + 1) * size, count)))
+        tasks = _tasks(data or ctx.data, split, range(batch * size, min((batch + 1) * size, count)))
         with torch.no_grad(), ctx.autocast():
             outputs = over_tasks(_without_query_targets(predict), tasks, batched=batched)
         targets = (

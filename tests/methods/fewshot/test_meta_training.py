@@ -76,6 +76,19 @@ def test_the_last_epoch_the_best_one_and_the_ensemble_stand_apart(trained):
     assert phases[0] == f"test of epoch {number}"
 
 
+def test_other_sets_are_tested_with_the_same_network(trained, tmp_path):
+    answer = runner(
+        *SMOKE, "scale.max_epochs=3", "recipe.epochs=3", "method.training.ensemble=2", "tracking.every_steps=1",
+        "dataset.episodes.test_sets=[digits]", place=tmp_path,
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    metrics = trained.result["metrics"]
+    both = answer.result["metrics"]
+    assert {name: both[name] for name in metrics} == metrics
+    assert {name.removesuffix("_digits") for name in both if name.endswith("_digits")} == set(metrics)
+    assert both["loss_digits"] != both["loss"]
+
+
 def test_scores_of_the_tasks(trained):
     with numpy.load(trained.folder / "artifacts" / "test_scores.npz") as scores:
         assert scores["index"].tolist() == [0, 1, 2, 3]
