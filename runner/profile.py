@@ -67,7 +67,7 @@ def latency_ms(
     """Median milliseconds of a forward pass of a whole batch on ``device``, by batch size.
 
     Evaluation mode, no gradients, float inputs of zeros. ``seconds`` bounds the time spent on each batch size: at least
-    one pass to warm up and one that is timed, whatever they take. A model on another device is copied there.
+    one pass to warm up (none with 0 seconds) and one that is timed, whatever they take. A model on another device is copied there.
     """
     device = torch.device(device)
     first = next(model.parameters(), None)
@@ -79,7 +79,8 @@ def latency_ms(
             inputs = _zeros(model, batch_size, input_shape, device)
             warm_up_end = time.perf_counter() + WARM_UP_SHARE * seconds
             end = time.perf_counter() + seconds
-            _timed_pass(model, inputs, device)
+            if seconds:
+                _timed_pass(model, inputs, device)
             while time.perf_counter() < warm_up_end:
                 _timed_pass(model, inputs, device)
             times = [_timed_pass(model, inputs, device)]

@@ -67,6 +67,8 @@ def test_latency_by_batch_size():
             return images
 
     model = Sleeper()
-    measured = latency_ms(model, (1, 2, 2), "cpu", (1, 3), seconds=0)
+    measured = latency_ms(model, (1, 2, 2), "cpu", (1, 3), seconds=1e-9)
     assert list(measured) == ["1", "3"] and all(5 <= value < 100 for value in measured.values())
     assert model.batches == [1, 1, 3, 3]  # one pass to warm up, one timed
+    latency_ms(model, (1, 2, 2), "cpu", (2,), seconds=0)
+    assert model.batches[4:] == [2]
