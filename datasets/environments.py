@@ -180,6 +180,13 @@ class Environments:
             self._begin(copy)
         return Steps(before, actions, rewards, terminals, after, truncated)
 
+    def restart(self) -> None:
+        """Leaves every running episode for the next one; an episode without a step yet goes on."""
+        self.observations = self.observations.copy()  # the last step's next observations stay as they were
+        for copy in range(self.copies):
+            if self._actions[copy]:
+                self._begin(copy)
+
     def random_actions(self) -> numpy.ndarray:
         """Uniform over the actions, from NumPy's global generator (which loops save and restore)."""
         import numpy

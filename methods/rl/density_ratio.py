@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 
 TINY = 1e-10
 PRIORITY_RANGE = (1e-3, 1e3)
+LAST_WEIGHT = 3e-3  # at most, at the start
 
 
 class DensityRatio(nn.Module):
-    """w(s, a) = relu(network(s, a)) >= 0, which learns d_online / d_offline; the last bias starts at 1."""
+    """w(s, a) = relu(network(s, a)) >= 0, which learns d_online / d_offline and starts near 1 everywhere: the last
+    bias is 1, and torch's last weights are scaled to [-0.003, 0.003]."""
 
     def __init__(self, ctx: Context, sizes: tuple[int, int]) -> None:
         super().__init__()
         self.network = ctx.network("ratio", in_features=sum(sizes), out_features=1)
         last = [part for part in self.network.modules() if isinstance(part, nn.Linear)][-1]
+        with torch.no_grad():
+            last.weight *= LAST_WEIGHT * last.in_features**0.5  # of torch's own range of 1 / sqrt(in)
         nn.init.ones_(last.bias)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -67,7 +67,7 @@ class Off2On(Measuring):
     )
     deviations: ClassVar[tuple[str, ...]] = (
         "the offline agents are trained here, by method cql, whose constants the paper's repository does not give",
-        "networks start in torch's initialisation, the ratio's last bias at 1",
+        "networks start in torch's initialisation, but for the ratio's last layer",
         "an evaluation is a number of episodes, not of steps",
         "of a logged transition at a time limit the last observation is known and used, where the file has it",
     )
@@ -114,7 +114,9 @@ class Off2On(Measuring):
         ctx.track(agent=agent, optimizer=optimizer, ratio=ratio, ratio_optimizer=ratio_optimizer, replay=replay)
         ctx.track(priorities=priorities, environments=environments, curve=curve)
         for epoch in ctx.loop("online", self.epochs):
-            for _ in ctx.loop("act", -(-self.epoch_steps // copies)):
+            for step in ctx.loop("act", -(-self.epoch_steps // copies)):
+                if step == 0:  # no episode reaches from one epoch into the next
+                    environments.restart()
                 steps = environments.step(actions_of(policy, environments, ctx.device))
                 priorities.add(replay.add(*steps[:5]))
             for _ in ctx.loop("learn", self.epoch_steps * (self.first_epoch_multiplier if epoch == 0 else 1)):

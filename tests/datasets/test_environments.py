@@ -156,3 +156,18 @@ def test_making_and_stepping_leave_the_global_generators_alone():
         environments.step(numpy.zeros((1, 1), dtype=numpy.float32))
     assert torch.equal(before[0], torch.get_rng_state())
     assert numpy.array_equal(before[1], numpy.random.get_state()[1])
+
+
+def test_a_restart_leaves_running_episodes_and_no_fresh_one():
+    environments = Environments(EnvironmentSettings(id="Counting-v0"), 0, copies=1)
+    fresh = Environments(PENDULUM, 5, copies=2)
+    fresh.restart()
+    assert numpy.array_equal(fresh.observations, Environments(PENDULUM, 5, copies=2).observations)
+    last = environments.step(environments.random_actions())
+    environments.restart()
+    assert (environments.observations.item(), last.next_observations.item()) == (0, 1)
+    assert [environments.step(environments.random_actions()).terminals.item() for _ in range(3)] == [0, 0, 1]
+    assert environments.returns == [6]  # of the new episode alone
+    again = Environments(PENDULUM, 5, copies=2)
+    again.load_state_dict(decode(encode(fresh.state_dict())))
+    assert trail(again, 9) == trail(fresh, 9)
