@@ -145,6 +145,24 @@ def test_the_size_of_pyramidnet_is_the_card_s():
         PyramidNet(10, 3, depth=4)
 
 
+def test_a_shaken_pyramidnet_computes_what_the_port_does():
+    """Outputs and norms of gradients are those of owruby/shake-drop_pytorch in double precision, without the bias of
+    its first convolution: the first gate open, the others closed, alpha -0.5, beta 0.25."""
+    network = PyramidNet(3, 3, depth=8, widening=7).double()
+    with torch.no_grad():
+        for weight in network.parameters():
+            filled = torch.arange(weight.numel(), dtype=torch.double).sin() * 0.2
+            weight.copy_(filled.view_as(weight) + (1.0 if weight.dim() == 1 and len(weight) > 3 else 0.0))
+    for end, survival in zip(branch_ends(network), (1.0, 0.0, 0.0), strict=True):
+        end.register_forward_hook(ShakeDrop(survival, (-0.5, -0.5), (0.25, 0.25)))
+    output = network(torch.arange(2 * 3 * 32 * 32, dtype=torch.double).cos().view(2, 3, 32, 32))
+    output.square().sum().backward()
+    expected = [[0.8827346193, -0.2894850445, -0.2130353422], [0.8553923989, -0.2945581050, -0.1802869335]]
+    assert torch.allclose(output, torch.tensor(expected, dtype=torch.double))
+    assert float(network.conv1.weight.grad.norm()) == pytest.approx(14.64275961)
+    assert float(network.layer1[0].conv1.weight.grad.norm()) == pytest.approx(17.18730008)
+
+
 def test_ranges_have_their_ends_in_order():
     with pytest.raises(ValueError, match="forward_range"):
         ShakeDropTraining(forward_range=(1.0, -1.0))
