@@ -59,6 +59,8 @@ class NASWOT:
     deviations: ClassVar[tuple[str, ...]] = (
         "every architecture of the table is scored once a seed, and all runs of a seed draw from these scores; the "
         "code scores each draw anew, with another batch and other weights in every run",
+        "a ReLU counts once, as in the paper; the code counts the input of a block of ReLU, convolution and "
+        "normalisation a second time, because the block's class has ReLU in its name",
         "a network that no score can be computed of is never chosen",
         "batches > 1 has a kernel for each batch; the code goes on adding to one",
         "score jacobian is of different images, as the first version's code has it, and not augmented",

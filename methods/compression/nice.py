@@ -22,6 +22,7 @@ from runner.methods.compression.quantized_network import (
     Place,
     Schedule,
     Widths,
+    places,
     quantizable,
     quantized,
     sizes,
@@ -106,7 +107,7 @@ class NICE:
         )
         graph = traced(network)
         order = quantizable(graph, widths)
-        ranges = ctx.once("calibrate", lambda: self.activation_ranges(ctx, graph, order))
+        ranges = ctx.once("calibrate", lambda: self.activation_ranges(ctx, graph))
         quantized(graph, order, widths)
         self.set_clamps(graph, order, ranges)
         ctx.profile(graph, "final")
@@ -126,11 +127,11 @@ class NICE:
             "activations_kilobytes": size["activations_kilobytes"],
         }
 
-    def activation_ranges(self, ctx: Context, graph: fx.GraphModule, order: list[Place]) -> dict[str, float]:
-        """c_a of every activation, in full precision, from the statistics of its input (card 2.2)."""
+    def activation_ranges(self, ctx: Context, graph: fx.GraphModule) -> dict[str, float]:
+        """c_a of every activation, quantized later or not, from the statistics of its input in full precision."""
         statistics: dict[str, tuple[Tensor, Tensor]] = {}
         highest: dict[str, Tensor] = {}
-        names = [place.name for place in order if place.kind == "activation"]
+        names = [place.name for place in places(graph) if place.kind == "activation"]
 
         def see(name: str, x: Tensor) -> None:
             mean, deviation = statistics.get(name, (torch.zeros((), device=x.device),) * 2)
@@ -173,7 +174,10 @@ class NICE:
                     return
 
     def set_clamps(self, graph: fx.GraphModule, order: list[Place], ranges: dict[str, float]) -> None:
-        """The first clamps of activations, the clamps of weights, and the activation step of all biases' grids."""
+        """The first clamps of activations, the clamps of weights, and the activation step of all biases' grids.
+
+        That step is the largest range's of the network, also where its activation stays in full precision.
+        """
         modules = [graph.get_submodule(place.name) for place in order]
         levels = activation_levels(self.activation_bits)
         with torch.no_grad():
@@ -183,7 +187,7 @@ class NICE:
                     if self.hardware_clamps:
                         module.clamp.copy_(hardware_clamp(module.clamp, levels))
                     module.clamp.requires_grad_(self.learn_clamps)
-            largest = max(module.clamp.item() for module in modules if isinstance(module, QuantizedReLU))
+            largest = max(ranges.values())
             for module in modules:
                 if isinstance(module, (QuantizedConv2d, QuantizedLinear)):
                     clamp = weight_clamp(module.weight, self.weight_deviations)

@@ -43,7 +43,8 @@ class RegularisedEvolution:
     soft_labels: ClassVar[bool] = True
     distributed: ClassVar[bool] = False
     deviations: ClassVar[tuple[str, ...]] = (
-        "over a table: a mutant is the nearest architecture that it holds, in a full table one edge away",
+        "over a table: a mutant is the nearest architecture that it holds, in a full table one edge away; all such are "
+        "equally likely, while NAS-Bench-201's code draws a node and then one of its edges",
         "population and sample are those of NAS-Bench-201's experiments; the paper's are 100 and 25",
     )
 

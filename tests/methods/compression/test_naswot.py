@@ -99,6 +99,23 @@ def test_the_score_of_a_network(network, batch):
     assert zero_cost.relu_codes(network, *batch) == torch.linalg.slogdet(kernel).logabsdet.item()
 
 
+def test_the_scores_that_the_released_code_gives():
+    """The kernel's of its hooks on modules of nn.ReLU alone, and the first version's, on its own networks."""
+
+    def waves(*shape: int) -> torch.Tensor:
+        return torch.sin(torch.arange(math.prod(shape)) * 1.7).reshape(shape)
+
+    network = cell_network(1, 3, MIXED, channels=2, stages=3, cells=1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(waves(*parameter.shape))
+    images = waves(6, 3, 8, 8)
+    kernel, _ = zero_cost.code_kernel(network, images)
+    assert kernel[0].tolist() == [768, 747, 732, 719, 714, 704]
+    assert zero_cost.relu_codes(network, images, torch.zeros(6)) == pytest.approx(25.071748, abs=1e-6)
+    assert zero_cost.jacobian(network, images, torch.zeros(6)) == pytest.approx(-15.350771, abs=1e-3)
+
+
 def test_normalised_layers_may_be_scaled(network, batch):
     network.double()
     images = batch[0].double()

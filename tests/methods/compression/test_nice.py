@@ -1,6 +1,7 @@
 """NICE: quantized layers, their stages and their schedule; the product is loaded, evaluated and trained on."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from runner.methods.compression.quantized_network import (
     Schedule,
     Widths,
     places,
+    quantizable,
+    quantized,
     quantized_form,
     sizes,
     stages,
@@ -250,3 +253,43 @@ def test_the_product_is_evaluated_and_trained_on(tmp_path):
     after = runner("method=nice", "method.training=false", "method.clamps=maximum", *common, place=tmp_path)
     assert after.code == 0, after.err
     assert after.result["metrics"]["accuracy"] == after.result["metrics"]["accuracy_initial"]
+
+
+def waves(*shape: int) -> torch.Tensor:
+    return torch.sin(torch.arange(math.prod(shape)) * 1.7).reshape(shape)
+
+
+def test_the_whole_network_as_the_released_code_quantizes_it():
+    """Clamps and logits that the released code gave for these weights and images, at 3/4 bits without the ends."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(),
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    items = [*network.named_parameters(), *((n, b) for n, b in network.named_buffers() if "running" in n)]
+    for number, (name, tensor) in enumerate(items):
+        scale = "running_var" in name or (name.endswith("weight") and tensor.dim() == 1)
+        tensor.data.copy_(waves(*tensor.shape) * 0.5 + (1.0 if scale else 0.03 * number))
+    method = NICE(weight_bits=3, activation_bits=4, noise_share=0.0)
+    method.calibration_images = lambda ctx: iter([waves(4, 1, 6, 6) * factor for factor in (1, 2, 3)])
+    graph = traced(network)
+    widths = Widths(**THREE | {"activation_bits": 4})
+    order = quantizable(graph, widths)
+    ranges = method.activation_ranges(None, graph)
+    assert list(ranges.values()) == pytest.approx([2.261812, 3.859123, 11.621938])
+    quantized(graph, order, widths)
+    method.set_clamps(graph, order, ranges)  # the grid of the biases has the step of the last activation: 11.6 / 15
+    clamps = [module.clamp.item() for module in graph.modules() if isinstance(module, QuantizedConv2d)]
+    assert clamps == pytest.approx([1.339466, 1.464102])
+    images = torch.cos(torch.arange(72.0) * 1.3).reshape(2, 1, 6, 6)
+    expected = torch.tensor([[2.532392, 3.010595, 2.184647], [2.575978, 3.05408, 2.230224]])
+    assert torch.allclose(graph.eval()(images), expected, atol=1e-5)
+    for stage, expected in enumerate([
+        [[1.608425, 2.062846, 1.307711], [1.673214, 2.135591, 1.373863]],
+        [[1.580958, 2.035277, 1.281833], [1.698866, 2.154194, 1.385735]],
+    ]):  # fmt: skip
+        schedule = Schedule(graph, stages(order, 1), 1)
+        schedule.load_state_dict({"steps": stage})
+        schedule.step()
+        assert torch.allclose(copy.deepcopy(graph).train()(images), torch.tensor(expected), atol=1e-5)
