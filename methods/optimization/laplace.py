@@ -45,16 +45,23 @@ def averaged_softmax(logits: Tensor, samples: Tensor) -> Tensor:
     return (logits + samples).log_softmax(-1).logsumexp(0) - math.log(len(samples))
 
 
-def joint_log_likelihood(log_likelihoods: Tensor, groups: Tensor) -> float:
-    """Mean over groups of inputs (G, members) of log mean_k prod p_k, nats a group; log_likelihoods (K, N)."""
-    joint = log_likelihoods[:, groups].sum(2).logsumexp(0) - math.log(len(log_likelihoods))
+def joint_log_likelihood(log_likelihoods: Tensor, counts: Tensor) -> float:
+    """Mean over pairs of inputs of log mean_k prod p_k, nats a pair, for log_likelihoods (K, N).
+
+    Pair i is the inputs i and i + G, which occur ``counts`` (2, G) times; an odd last input is left out.
+    """
+    pairs = log_likelihoods[:, : counts.numel()].unflatten(1, counts.shape)
+    joint = (pairs * counts).sum(1).logsumexp(0) - math.log(len(log_likelihoods))
     return float(joint.mean())
 
 
-def dyadic_groups(count: int, groups: int, members: int) -> Tensor:
-    """(groups, members) of 0..count - 1: two inputs a group, drawn again with replacement. Osband et al. 2022."""
-    pairs = torch.randint(count, (groups, 2))
-    return pairs.gather(1, torch.randint(2, (groups, members)))
+def dyadic_counts(pairs: int, members: int = 10) -> Tensor:
+    """How often the two inputs of each pair occur among ``members``, (2, pairs): the first 1 to members - 2 times.
+
+    After Osband et al. 2022, with the released code's uniform counts.
+    """
+    first = torch.randint(1, members - 1, (pairs,))
+    return torch.stack((first, members - first))
 
 
 class Dense:

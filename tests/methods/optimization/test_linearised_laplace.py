@@ -10,7 +10,7 @@ from torch import nn
 from runner.methods.optimization.laplace import (
     Dense,
     averaged_softmax,
-    dyadic_groups,
+    dyadic_counts,
     effective_dimension,
     gibbs_probit,
     joint_log_likelihood,
@@ -195,17 +195,25 @@ def test_sampled_em_follows_the_exact_one():
 
 
 def test_predictions():
-    logits, rows = torch.randn(5, 3), torch.arange(5)
+    logits = torch.randn(5, 3)
     plain = logits.log_softmax(1)
     assert torch.allclose(gibbs_probit(logits, torch.zeros(5, 3)), plain)
     assert torch.allclose(averaged_softmax(logits, torch.zeros(4, 5, 3)), plain, atol=1e-6)
     wide = gibbs_probit(logits, torch.full((5, 3), 1e9)).exp()
     assert torch.allclose(wide, torch.full((5, 3), 1 / 3), atol=1e-3)
-    each = plain[rows, torch.tensor([0, 1, 2, 0, 1])]
-    groups = torch.tensor([[0, 1, 1], [4, 3, 4]])
-    assert joint_log_likelihood(each[None], groups) == pytest.approx(each[groups].sum(1).mean().item())
-    pairs = dyadic_groups(30, 20, 10)
-    assert pairs.shape == (20, 10) and all(len(row.unique()) <= 2 for row in pairs)
+
+
+def test_joint_log_likelihood_of_pairs():
+    """By hand: two samples, two pairs, the odd fifth input left out."""
+    probabilities = torch.tensor([[0.5, 0.2, 0.9, 0.4, 0.1], [0.3, 0.6, 0.7, 0.8, 0.1]])
+    counts = torch.tensor([[1, 8], [9, 2]])
+    first = math.log((0.5 * 0.9**9 + 0.3 * 0.7**9) / 2)
+    second = math.log((0.2**8 * 0.4**2 + 0.6**8 * 0.8**2) / 2)
+    assert joint_log_likelihood(probabilities.log(), counts) == pytest.approx((first + second) / 2, rel=1e-5)
+    drawn = dyadic_counts(4000)
+    assert drawn.shape == (2, 4000) and (drawn.sum(0) == 10).all()
+    assert sorted(drawn[0].unique().tolist()) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert drawn[0].double().mean().item() == pytest.approx(4.5, abs=0.2)
 
 
 def test_rescaled_layers_compute_the_same():
