@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from few_shot_networks import convolutions, image_tasks
+from few_shot_networks import convolutions, filled, image_tasks, wave_tasks
 from torch.func import grad
 
 from runner.errors import UserError
 from runner.methods.fewshot.cxgrad import CxGrad, CxGradLearner, scaled, unit
 from runner.methods.fewshot.gradient_learner import GradientLearner
 from runner.methods.fewshot.inner_loop import over_tasks
+from runner.models.few_shot import conv4
 
 
 def learner(**settings) -> CxGradLearner:
@@ -108,3 +109,27 @@ def test_tasks_at_once_are_as_one_by_one():
         results.append([losses, *gradients])
     for at_once, one_by_one in zip(*results, strict=True):
         torch.testing.assert_close(at_once, one_by_one, rtol=1e-6, atol=1e-9)
+
+
+def test_loss_and_outer_gradients_are_those_of_the_released_code():
+    """shlee625/CxGrad, MAMLFewShotClassifier.forward on these weights and tasks gave these numbers (float64)."""
+    network = conv4(3, 1, 8, channels=4, layers=2, bias=False, negative_slope=0.01)
+    learner = filled(CxGradLearner(network, CxGrad(rate=0.1, steps=3, context_rate=20.0)))
+    tasks = wave_tasks(2)
+    tasks = tasks._replace(support=0.01 * tasks.support, query=0.01 * tasks.query)
+    loss = over_tasks(learner.outer, tasks, 0)["loss"].mean()
+    assert loss.item() == pytest.approx(1.1038412203334802, rel=1e-9)
+    loss.backward()
+    norms = {name: parameter.grad.norm().item() for name, parameter in learner.named_parameters()}
+    expected = {
+        "network.features.0.0.weight": 0.02289009845319778,
+        "network.features.0.1.weight": 0.03332690333429548,
+        "network.features.1.0.weight": 0.12076305794266388,
+        "network.features.1.1.bias": 0.017216276149518928,
+        "network.head.weight": 0.11549374272046446,
+        "generator.0.weight": 0.08637958488373033,
+        "generator.0.bias": 0.055734073987545436,
+        "generator.2.weight": 0.8900578693720227,
+        "generator.2.bias": 0.02625338066666074,
+    }
+    assert {name: norms[name] for name in expected} == pytest.approx(expected, rel=1e-7)

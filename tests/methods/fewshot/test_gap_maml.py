@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from few_shot_networks import convolutions, image_tasks
+from few_shot_networks import convolutions, filled, image_tasks, wave_tasks
 
 from runner.methods.fewshot.gap_maml import START, GAPLearner, approximate, full, positive
 from runner.methods.fewshot.gradient_learner import GradientLearner
@@ -66,3 +66,21 @@ def test_which_weights_have_factors():
     assert [len(factor) for factor in images.factors] == [27, 128, 128, 128]  # 411 meta-parameters
     numbers = GAPLearner(perceptron(1, 1), "full", rate=0.01, steps=5)
     assert [len(factor) for factor in numbers.factors] == [1, 40, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected_loss", "expected"),
+    [
+        ("full", 1.2085928882389487, [0.007679344669705181, 0.0021755104730273164]),
+        ("approximate", 1.2165626616499239, [0.01234981301740403, 0.012236654517568635]),
+    ],
+)
+def test_loss_and_gradients_of_factors_are_those_of_the_released_code(kind, expected_loss, expected):
+    """Three steps of Suhyun777/CVPR23-GAP, gradient_update_parameters, on these weights, factors and tasks."""
+    learner = GAPLearner(filled(convolutions(bias=True)), kind, rate=0.1, steps=3)
+    for factor in learner.factors:
+        factor.data = torch.linspace(-0.5, 1.5, len(factor), dtype=torch.float64)
+    loss = over_tasks(learner.outer, wave_tasks(2), 0)["loss"].mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-9)
+    assert [factor.grad.norm().item() for factor in learner.factors] == pytest.approx(expected, rel=1e-7)
