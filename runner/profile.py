@@ -67,7 +67,8 @@ def latency_ms(
     """Median milliseconds of a forward pass of a whole batch on ``device``, by batch size.
 
     Evaluation mode, no gradients, float inputs of zeros. ``seconds`` bounds the time spent on each batch size: at least
-    one pass to warm up (none with 0 seconds) and one that is timed, whatever they take. A model on another device is copied there.
+    one pass to warm up (none with 0 seconds) and one that is timed, whatever they take. A model on another device is
+    copied there.
     """
     device = torch.device(device)
     first = next(model.parameters(), None)
