@@ -64,10 +64,8 @@ class CQL(OfflineLearning):
             gaps = losses["gaps"]
             weight = self.weight
             if self.threshold is not None:
-                lagrange.zero_grad()
-                (-multiplier.exp().clamp(max=1e6) * (self.weight * gaps.detach() - self.threshold).mean()).backward()
-                lagrange.step()
-                weight = self.weight * multiplier.detach().exp().clamp(max=1e6)
+                excess = (self.weight * gaps.detach() - self.threshold).mean()
+                weight = self.weight * step_multiplier(multiplier, lagrange, excess)
             loss = losses["policy"] + losses["critic"] + losses["temperature"] + weight * gaps.sum()
             update(agent, optimizer, loss, self.target_share)
             return {"loss": losses["critic"].detach(), "conservative": gaps.detach().mean()}
@@ -87,6 +85,15 @@ class CQL(OfflineLearning):
             policy = (alpha * losses.log_density - agent.policy.log_density(batch.observations, batch.actions)).mean()
         gaps = conservative_gaps(agent, batch, self.samples)
         return {"policy": policy, "critic": losses.critic, "temperature": losses.temperature, "gaps": gaps}
+
+
+def step_multiplier(logarithm: nn.Parameter, optimizer: torch.optim.Optimizer, excess: Tensor) -> Tensor:
+    """The Lagrange multiplier, at most 1e6, as it was before the step that raises it where ``excess`` is positive."""
+    multiplier = logarithm.exp().clamp(max=1e6)
+    optimizer.zero_grad()
+    (-multiplier * excess).backward()
+    optimizer.step()
+    return multiplier.detach()
 
 
 def conservative_gaps(agent: SoftActorCritic, batch: Batch, samples: int) -> Tensor:

@@ -7,6 +7,7 @@ Deviations: see the class.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -50,7 +51,10 @@ class IQL(OfflineLearning):
     citation: ClassVar[str] = (
         "Kostrikov, Nair, Levine. Offline Reinforcement Learning with Implicit Q-Learning. ICLR 2022."
     )
-    deviations: ClassVar[tuple[str, ...]] = ("no dropout in the actor (the paper has it on Adroit's tasks)",)
+    deviations: ClassVar[tuple[str, ...]] = (
+        "no dropout in the actor (the paper has it on Adroit's tasks)",
+        "networks start in torch's initialisation (the authors' code: orthogonal)",
+    )
 
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns what ``learn_offline`` measures."""
@@ -63,23 +67,9 @@ class IQL(OfflineLearning):
         critic_optimizer = torch.optim.Adam(agent.critics.online.parameters(), lr=self.rate, fused=True)
 
         def learn(batch: Batch, number: int) -> dict[str, Tensor]:
-            batch = batch._replace(rewards=batch.rewards * scale)
             policy_optimizer.param_groups[0]["lr"] = self.rate * (1 + math.cos(math.pi * number / self.steps)) / 2
-            with torch.no_grad():
-                values_of_data = agent.critics.of_target(batch.observations, batch.actions).amin(0)[0]
-                next_values = agent.values(batch.next_observations)
-            advantages = values_of_data - agent.values(batch.observations)
-            value = expectile_loss(advantages, self.expectile)
-            _step(value_optimizer, value)
-            weights = advantage_weights(advantages, self.temperature, self.weight_cap)
-            log_density = agent.policy.log_density(batch.observations, batch.actions)
-            policy = weighted_likelihood_loss(log_density, weights)
-            _step(policy_optimizer, policy)
-            targets = batch.rewards + self.discount * (1 - batch.terminals) * next_values
-            critic = critic_loss(agent.critics(batch.observations, batch.actions), targets)
-            _step(critic_optimizer, critic)
-            agent.critics.follow(self.target_share)
-            return {"loss": critic.detach(), "value_loss": value.detach(), "policy_loss": policy.detach()}
+            optimizers = (value_optimizer, policy_optimizer, critic_optimizer)
+            return self.update(agent, optimizers, batch._replace(rewards=batch.rewards * scale))
 
         state = {
             "agent": agent,
@@ -90,6 +80,28 @@ class IQL(OfflineLearning):
         metrics = self.learn_offline(ctx, logged.environment, replay, agent.policy.act, learn, **state)
         save_agent(ctx, agent)
         return metrics
+
+    def update(
+        self, agent: ImplicitAgent, optimizers: Sequence[torch.optim.Optimizer], batch: Batch
+    ) -> dict[str, Tensor]:
+        """One step of the values, then of the policy and of the critics, which both see the values' new weights (as
+        the authors' code does), then of the slow copies. ``optimizers`` in that order; returns the losses."""
+        of_value, of_policy, of_critics = optimizers
+        with torch.no_grad():
+            values_of_data = agent.critics.of_target(batch.observations, batch.actions).amin(0)[0]
+        value = expectile_loss(values_of_data - agent.values(batch.observations), self.expectile)
+        _step(of_value, value)
+        with torch.no_grad():
+            advantages = values_of_data - agent.values(batch.observations)
+            targets = batch.rewards + self.discount * (1 - batch.terminals) * agent.values(batch.next_observations)
+        weights = advantage_weights(advantages, self.temperature, self.weight_cap)
+        log_density = agent.policy.log_density(batch.observations, batch.actions)
+        policy = weighted_likelihood_loss(log_density, weights)
+        _step(of_policy, policy)
+        critic = critic_loss(agent.critics(batch.observations, batch.actions), targets)
+        _step(of_critics, critic)
+        agent.critics.follow(self.target_share)
+        return {"loss": critic.detach(), "value_loss": value.detach(), "policy_loss": policy.detach()}
 
 
 def return_scale(transitions: Transitions) -> float:

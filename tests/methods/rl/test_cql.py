@@ -4,8 +4,9 @@ import math
 
 import torch
 from test_sac import agent, batch
+from torch import nn
 
-from runner.methods.rl.cql import conservative_gaps
+from runner.methods.rl.cql import conservative_gaps, step_multiplier
 
 
 def test_the_term_is_the_one_written_out():
@@ -47,3 +48,13 @@ def test_a_constant_critic_has_a_gap_that_only_counts_the_draws():
     gap = conservative_gaps(own, data, 10)
     # each of the three kinds estimates the log of the volume 2^da, so the sum is about log(30) + 2 log 2
     assert torch.all((gap - math.log(30) - 2 * math.log(2)).abs() < 0.5)
+
+
+def test_the_multiplier_weighs_the_critics_before_its_own_step():
+    logarithm = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([logarithm], lr=0.5)
+    assert step_multiplier(logarithm, optimizer, torch.tensor(2.0)).item() == 1
+    assert logarithm.item() == 1  # 0 + 0.5 * 2 exp(0): the gap is too wide, so its weight grows
+    found = step_multiplier(logarithm, optimizer, torch.tensor(-1.0))
+    torch.testing.assert_close(found, torch.tensor(math.e))
+    assert not found.requires_grad and logarithm.item() < 0

@@ -13,9 +13,18 @@ from torch import nn
 from runner.checkpoints import decode, encode
 from runner.methods.rl.density_ratio import DensityRatio, Priorities, first_priority, priorities_of, ratio_loss
 from runner.methods.rl.interaction import Curve
+from runner.methods.rl.networks import Ensemble, TanhGaussian
 from runner.methods.rl.off2on import merged
-from runner.methods.rl.replay import Replay
-from runner.methods.rl.soft_actor_critic import critic_loss, policy_loss, soft_targets
+from runner.methods.rl.replay import Batch, Replay
+from runner.methods.rl.soft_actor_critic import (
+    Critics,
+    Rates,
+    SoftActorCritic,
+    critic_loss,
+    policy_loss,
+    soft_targets,
+    update,
+)
 from runner.models.perceptron import perceptron
 
 
@@ -166,3 +175,43 @@ def test_area_and_drop():
     assert curve.summary()["area"] == pytest.approx(-4100 / 3)
     assert (curve.drop(-1000.0, 1000), curve.drop(-1500.0, 1000)) == (200, 0)
     assert math.isclose(curve.drop(-1000.0, 2000), 1000)
+
+
+def waves(*shape: int, phase: float = 0.0) -> torch.Tensor:
+    """Numbers in [-1, 1] that need no generator."""
+    return torch.sin(1.7 * torch.arange(math.prod(shape)) + phase).view(shape)
+
+
+def fixed_agent() -> SoftActorCritic:
+    """Two members with the weights of ``waves``, and slow copies that differ."""
+    policy = TanhGaussian(Ensemble([perceptron(3, 4, [8, 8]) for _ in range(2)]), exact=True)
+    found = SoftActorCritic(policy, Critics([perceptron(5, 1, [8, 8]) for _ in range(4)]), -2.0, 0.99)
+    with torch.no_grad():
+        for number, parameter in enumerate(found.parameters()):
+            parameter.copy_(0.5 * waves(*parameter.shape, phase=number))
+    return found
+
+
+def test_updates_are_those_of_the_released_code():
+    """The numbers are what the authors' trainer gave (torch's noise from the seeds below, float32)."""
+    own = fixed_agent()
+    optimizer = own.optimizer(Rates(policy=1e-2, critic=1e-2, temperature=1e-2))
+    data = Batch(waves(6, 3), waves(6, 2, phase=1), waves(6, phase=2), torch.tensor([0.0, 0, 1, 0, 0, 1]), waves(6, 3))
+    found = []
+    for number in range(3):
+        torch.manual_seed(number)
+        losses = own.losses(data)
+        found.append([losses.policy.item(), losses.critic.item(), losses.temperature.item()])
+        update(own, optimizer, losses.policy + losses.critic + losses.temperature, 0.005)
+    assert found == [
+        pytest.approx(row, rel=1e-4, abs=1e-6)
+        for row in (
+            [-0.3585376, 5.9072466, 0.0],
+            [-0.7121040, 8.6738529, -0.0324928],
+            [-0.9421463, 7.4471836, -0.0677191],
+        )
+    ]
+    w_offline, w_online, w = 1 + waves(6), 1.5 + waves(6, phase=1), 2 * waves(6, phase=2).relu()
+    assert ratio_loss(w_offline, w_online).item() == pytest.approx(-0.1188720, rel=1e-5)
+    expected = [1.1475278, 1e-3, 1e-3, 1.0979028, 1.0506084, 1e-3]
+    assert priorities_of(w, w_offline, 5.0).tolist() == pytest.approx(expected, rel=1e-5)

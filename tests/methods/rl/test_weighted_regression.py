@@ -1,6 +1,8 @@
 """IQL and AWAC: expectiles, weights, densities."""
 
 import math
+from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from test_sac import agent, batch
 
 from runner.datasets.transitions import Transitions
 from runner.methods.rl.awac import AWAC
-from runner.methods.rl.iql import BoundedGaussian, return_scale
+from runner.methods.rl.iql import IQL, BoundedGaussian, ImplicitAgent, return_scale
 from runner.methods.rl.networks import Ensemble
 from runner.methods.rl.weighted_regression import advantage_weights, expectile_loss, weighted_likelihood_loss
 from runner.models.perceptron import perceptron
@@ -65,3 +67,32 @@ def test_awac_gives_each_loss_its_own_weights():
         assert all(g is not None for g in torch.autograd.grad(loss, mine, retain_graph=True))
         found = torch.autograd.grad(loss, others, retain_graph=True, allow_unused=True)
         assert all(g is None for g in found)
+
+
+def test_iql_takes_its_steps_in_the_order_of_the_authors_code():
+    """Values first; policy and critics see their new weights, the slow copies the critics'."""
+    torch.manual_seed(0)
+    ctx = SimpleNamespace(network=lambda name, **shape: perceptron(**shape, hidden=[8]), device="cpu")
+    own, data = ImplicitAgent(ctx, (3, 2)), batch()
+    before = deepcopy(own)
+    parts = (own.value, own.policy, own.critics.online)
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.5) for part in parts]
+    shown = IQL(discount=0.9, target_share=0.25).update(own, optimizers, data)
+    both = before.critics.of_target(data.observations, data.actions)[:, 0]
+    lower = torch.minimum(both[0], both[1])
+    errors = lower - before.values(data.observations)
+    assert shown["value_loss"].item() == pytest.approx((torch.where(errors > 0, 0.7, 0.3) * errors**2).mean().item())
+    weights = torch.exp(3 * (lower - own.values(data.observations))).clamp(max=100)
+    expected = -(weights * before.policy.log_density(data.observations, data.actions)).mean()
+    assert shown["policy_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    targets = data.rewards + 0.9 * (1 - data.terminals) * own.values(data.next_observations)
+    errors = before.critics(data.observations, data.actions)[:, 0] - targets
+    assert shown["loss"].item() == pytest.approx((errors[0] ** 2 + errors[1] ** 2).mean().item(), rel=1e-5)
+    for old, slow, new in zip(
+        before.critics.target.parameters(),
+        own.critics.target.parameters(),
+        own.critics.online.parameters(),
+        strict=True,
+    ):
+        torch.testing.assert_close(slow, 0.75 * old + 0.25 * new)
+    assert not torch.allclose(own.values(data.observations), before.values(data.observations), atol=1e-4)
