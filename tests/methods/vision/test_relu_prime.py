@@ -57,6 +57,13 @@ def test_worked_gradients():
     assert 0 <= min(drawn) < 0.4 and 1.6 < max(drawn) <= 2 and len(set(drawn)) > 90
 
 
+def test_the_official_form_draws_what_the_released_code_does():
+    """Gradients are those of deel-ai/relu-prime's random rectifier at seed 0."""
+    torch.manual_seed(0)
+    found = gradient(Rectifier(value=None, official_backward=True), [-1.0, 0.0, 2.0, 0.0], [3.0, 5.0, 7.0, 11.0])
+    assert found == pytest.approx([0, 0.7682218, 7, 0.1320305], rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["relu", "relu6", "leaky_relu"])
 def test_forward_values_are_torch_s_and_0_is_torch_s_gradient(kind):
     x = torch.cat([torch.randn(50) * 5, torch.zeros(3), -torch.zeros(3)])
