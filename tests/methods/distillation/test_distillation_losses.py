@@ -121,6 +121,18 @@ def test_a_paraphraser_gives_back_a_map_of_the_same_shape(code_base, side):
     assert paraphraser.loss(torch.randn(2, 16, 7, 7)).ndim == 0  # odd sizes too
 
 
+@pytest.mark.parametrize(("code_base", "released"), [("sib", 0.59733924), ("tf2", 8.75774715)])
+def test_a_paraphraser_loses_what_the_released_layers_lose(code_base, released):
+    """The layers of the TensorFlow code in NumPy, float64, with symmetric padding: tf2's decoder has ReLUs and no
+    biases, its normalisation divides by averages that never move, and its factors pass the leaky ReLU twice."""
+    paraphraser = Paraphraser(16, code_base).train()
+    for number, item in enumerate(paraphraser.parameters(), 1):
+        item.data = 0.3 * wave(*item.shape, phase=number) + (0.5 if code_base == "tf2" and item.ndim == 1 else 0)
+    for _ in range(2):  # a step leaves the averages alone
+        found = paraphraser.loss(wave(3, 16, 8, 8, phase=4).abs()).item()
+        assert found == pytest.approx(released, rel=1e-5)
+
+
 def test_distances_by_hand():
     points_on_a_line = torch.tensor([[0.0], [1.0], [3.0]])  # distances 1, 2, 3: mean 2
     found = relations.distances(points_on_a_line, zero_diagonal=True)
