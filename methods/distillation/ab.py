@@ -41,6 +41,7 @@ class ActivationBoundaries:
     deviations: ClassVar[tuple[str, ...]] = (
         "the last stages are paired where one network has more of them",
         "sib: maps before the activation (the driver passes those behind it, by mistake)",
+        "rep: a wide residual network's last normalisation learns in the initialisation (not in the code)",
     )
 
     def run(self, ctx: Context) -> dict[str, float]:
@@ -49,8 +50,10 @@ class ActivationBoundaries:
         shapes = pair.student_shapes.maps, pair.teacher_shapes.maps
         if self.code_base != "rep":
             require_equal(*shapes, "size", cure="; method.code_base=rep has adapters of size")
+        mode = "fan_out" if self.code_base == "sib" else "fan_in"
         adapters = ctx.initialised(
-            "adapters", lambda: connectors(*shapes) if self.code_base == "rep" else convolution_norms(*shapes)
+            "adapters",
+            lambda: connectors(*shapes) if self.code_base == "rep" else convolution_norms(*shapes, mode=mode),
         )
 
         def boundaries(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:

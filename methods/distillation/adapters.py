@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from runner.errors import UserError
 
 
-def convolution_norm(in_channels: int, out_channels: int) -> nn.Sequential:
-    """1x1 convolution without bias and batch normalisation, He initialisation (the TF2 code base, Heo et al. 2019)."""
+def convolution_norm(in_channels: int, out_channels: int, mode: str = "fan_in") -> nn.Sequential:
+    """1x1 convolution without bias and batch normalisation, He initialisation over ``mode`` (tf2: the inputs)."""
     convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    nn.init.kaiming_normal_(convolution.weight, mode=mode, nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
 
-def convolution_norms(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> nn.ModuleList:
+def convolution_norms(student: Sequence[Tensor], teacher: Sequence[Tensor], mode: str = "fan_in") -> nn.ModuleList:
     """One ``convolution_norm`` a point, from the student's width to the teacher's."""
-    return nn.ModuleList(convolution_norm(s.shape[1], t.shape[1]) for s, t in zip(student, teacher, strict=True))
+    return nn.ModuleList(convolution_norm(s.shape[1], t.shape[1], mode) for s, t in zip(student, teacher, strict=True))
 
 
 def width_adapters(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> nn.ModuleList:
@@ -68,6 +68,7 @@ class VariationalRegressor(nn.Module):
     Args:
         widths: of the three convolutions.
         norm: batch normalisation behind each.
+        start: of the convolutions: ``torch``'s, or He's over ``fan_in`` or ``fan_out``.
         smallest_variance: added to softplus of the trained scale.
         variance: at the start, or ``scale``: softplus' argument at the start.
     """
@@ -78,6 +79,7 @@ class VariationalRegressor(nn.Module):
         widths: Sequence[int],
         *,
         norm: bool,
+        start: str = "torch",
         smallest_variance: float,
         variance: float | None = None,
         scale: float | None = None,
@@ -86,12 +88,15 @@ class VariationalRegressor(nn.Module):
         layers: list[nn.Module] = []
         for number, width in enumerate(widths):
             layers.append(nn.Conv2d(in_channels, width, 1, bias=False))
+            if start != "torch":
+                nn.init.kaiming_normal_(layers[-1].weight, mode=start, nonlinearity="relu")
             layers += [nn.BatchNorm2d(width)] * norm
             layers += [nn.ReLU()] * (number + 1 < len(widths))
             in_channels = width
         self.mean = nn.Sequential(*layers)
-        start = scale if variance is None else math.log(math.exp(variance - smallest_variance) - 1)
-        self.scale = nn.Parameter(torch.full((1, widths[-1], 1, 1), float(start)))
+        if scale is None:
+            scale = math.log(math.exp(variance - smallest_variance) - 1)
+        self.scale = nn.Parameter(torch.full((1, widths[-1], 1, 1), float(scale)))
         self.smallest_variance = smallest_variance
 
     def forward(self, student: Tensor) -> tuple[Tensor, Tensor]:

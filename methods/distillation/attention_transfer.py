@@ -36,6 +36,7 @@ class AttentionTransfer:
     soft_labels: ClassVar[bool] = True
     deviations: ClassVar[tuple[str, ...]] = (
         "the last stages are paired where one network has more of them",
+        "sib: where widths differ its code has a square linear map before the student's attention; left out",
         "sib, tf2: as rep, the larger map is pooled where sizes differ (their networks have equal sizes)",
     )
 

@@ -37,6 +37,8 @@ class DML:
     distributed: ClassVar[bool] = False  # two networks with moving averages
     deviations: ClassVar[tuple[str, ...]] = (
         "both networks take their step from the same outputs; the code bases update the peer first",
+        "the peer's normalisation has batch statistics in training; sib's code has it in evaluation mode, and so has "
+        "tf2's where the student learns from the peer",
     )
 
     def run(self, ctx: Context) -> dict[str, float]:
@@ -46,7 +48,8 @@ class DML:
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             s, p = student(images).float(), peer(images).float()
-            return self.one_loss(s, p.detach(), labels) + self.one_loss(p, s.detach(), labels)
+            smoothing = ctx.recipe.label_smoothing
+            return self.one_loss(s, p.detach(), labels, smoothing) + self.one_loss(p, s.detach(), labels, smoothing)
 
         ctx.track(peer=peer)
         fitted = fit(ctx, student, loss, parameters=[*student.parameters(), *peer.parameters()])
@@ -56,9 +59,9 @@ class DML:
         accuracy_peer = ctx.evaluate(peer, "test", record=False)["accuracy"]
         return {**test_metrics(ctx, student, fitted), "accuracy_peer": accuracy_peer}
 
-    def one_loss(self, own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+    def one_loss(self, own: Tensor, other: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """The loss of the network with logits ``own`` (B, classes), the others being constants; mean over the batch."""
-        task = cross_entropy(own, labels)
+        task = cross_entropy(own, labels, label_smoothing=smoothing)
         divergence = kl_divergence(own, other, self.temperature)
         if self.code_base == "tf2":
             return (task + divergence) / 2

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
-from torch.nn.functional import leaky_relu, normalize, relu
+from torch.nn.functional import leaky_relu, normalize
 
 from runner.methods.distillation.features import pool_to_smaller
-from runner.methods.distillation.losses import attention, sum_per_position
+from runner.methods.distillation.losses import attention
 from runner.methods.distillation.pair import Pair
 
 if TYPE_CHECKING:
@@ -89,28 +89,36 @@ class FactorTransfer:
 
 
 class Paraphraser(nn.Module):
-    """Encodes a map of ``width`` channels as factors and decodes them again."""
+    """Encodes a map of ``width`` channels as factors and decodes them again.
+
+    tf2: batch normalisation is a scale and a shift alone, since its code never moves the averages it divides by.
+    """
 
     def __init__(self, width: int, code_base: str) -> None:
         super().__init__()
         self.code_base = code_base
         self.encoder = encoder(width, width, code_base, teacher=True)
         self.decoder = decoder(width, code_base)
+        self.train()
+
+    def train(self, mode: bool = True) -> Paraphraser:
+        """tf2 stays in evaluation mode."""
+        return super().train(mode and self.code_base != "tf2")
 
     def loss(self, maps: Tensor) -> Tensor:
         """The error of the reconstruction of (B, C, H, W).
 
-        rep: mean square; sib: mean absolute value; tf2: absolute values over B*H*W, plus 1e-6 times the factors'.
+        rep: mean square; sib: mean absolute value; tf2: absolute values, plus 1e-6 times the factors', over B*H*W.
         """
         factors = self.encoder(maps)
-        if self.code_base == "sib":  # the last activation is not part of the factors
+        if self.code_base != "rep":  # on the way to the decoder alone; in tf2 for the second time
             factors = leaky_relu(factors, 0.2)
         decoded = self.decoder(factors)[:, :, : maps.shape[2], : maps.shape[3]]
         if self.code_base == "rep":
             return (decoded - maps).square().mean()
         if self.code_base == "sib":
             return (decoded - maps).abs().mean()
-        return sum_per_position((relu(decoded) - maps).abs()) + 1e-6 * sum_per_position(factors.abs())
+        return ((decoded - maps).abs().sum() + 1e-6 * factors.abs().sum()) / maps[:, 0].numel()
 
 
 def encoder(in_channels: int, width: int, code_base: str, *, teacher: bool) -> nn.Sequential:
@@ -118,7 +126,7 @@ def encoder(in_channels: int, width: int, code_base: str, *, teacher: bool) -> n
 
     rep: in_channels, width/2, width/2 channels, slope 0.1 after each; the student's with batch normalisation. sib:
     width/2, /4, /8, stride 2 in the middle, slope 0.2, none at the end. tf2: the same widths, ReLU (not behind the
-    student's third), batch normalisation, slope 0.2, no biases.
+    student's third), batch normalisation, slope 0.2, no biases. sib, tf2: He initialisation over the outputs.
     """
     if code_base == "rep":
         widths, stride, slope = [in_channels, width // 2, width // 2], 1, 0.1
@@ -135,22 +143,36 @@ def encoder(in_channels: int, width: int, code_base: str, *, teacher: bool) -> n
         if code_base != "sib" or number < 2:
             layers.append(nn.LeakyReLU(slope))
         in_channels = out
-    return nn.Sequential(*layers)
+    return _initialised(layers, code_base)
 
 
 def decoder(width: int, code_base: str) -> nn.Sequential:
-    """Three transposed 3x3 convolutions from factors to a map of ``width`` channels, the mirror of ``encoder``."""
+    """Three transposed 3x3 convolutions from factors to a map of ``width`` channels, the mirror of ``encoder``.
+
+    tf2: the last one ends with ReLU alone.
+    """
     if code_base == "rep":
         widths, stride, slope = [width // 2, width // 2, width, width], 1, 0.1
     else:
         widths, stride, slope = [max(width // 8, 1), width // 4, width // 2, width], 2, 0.2
     layers: list[nn.Module] = []
     for number, (inside, out) in enumerate(pairwise(widths)):
-        last, step = number == 2, stride if number == 1 else 1
-        bias = code_base != "tf2" or last
+        step = stride if number == 1 else 1
+        bias = code_base != "tf2"
         layers.append(nn.ConvTranspose2d(inside, out, 3, step, 1, output_padding=step - 1, bias=bias))
-        if code_base == "tf2" and not last:
+        if code_base == "tf2":
+            layers.append(nn.ReLU())
+        if code_base == "tf2" and number < 2:
             layers.append(nn.BatchNorm2d(out))
-        if code_base != "tf2" or not last:
+        if code_base != "tf2" or number < 2:
             layers.append(nn.LeakyReLU(slope))
+    return _initialised(layers, code_base)
+
+
+def _initialised(layers: list[nn.Module], code_base: str) -> nn.Sequential:
+    for layer in layers:
+        if code_base != "rep" and isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)

@@ -71,8 +71,12 @@ class FitNet:
 
 
 def linear_maps(student: list[Tensor], teacher: list[Tensor]) -> nn.ModuleList:
-    """One map of the teacher's channels to the student's width a point, without bias; none where they are equal."""
-    return nn.ModuleList(
+    """One map of the teacher's channels to the student's width a point, without bias, He initialisation over the
+    outputs; none where they are equal."""
+    maps = nn.ModuleList(
         nn.Identity() if s.shape[1] == t.shape[1] else nn.Conv2d(t.shape[1], s.shape[1], 1, bias=False)
         for s, t in zip(student, teacher, strict=True)
     )
+    for weight in maps.parameters():
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+    return maps

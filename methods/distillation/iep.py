@@ -64,6 +64,7 @@ class IEP:
         "the released code lacks its optimizer and its loader: clip, rate and penalty are those of MHGD's code",
         "a step's projections are those from before its update; the code leaves the order open",
         "no dropout in the student's blocks (the code keeps 0.7 of 32x32 maps)",
+        "no stem of 7x7 with stride 2 for images of 64x64 (the code's)",
         "where widths differ a 1x1 convolution and batch normalisation adapt the student's map; where sizes differ the "
         "larger map is pooled (the code needs equal ones)",
         "projection=batch: the axes of every batch of the teacher serve the student too (the paper does not say)",

@@ -70,6 +70,8 @@ class VID:
                     VariationalRegressor(s.shape[1], [width] * 3, norm=False, smallest_variance=1e-5, variance=5.0)
                 )
             else:
-                widths = [2 * width, 2 * width, width]
-                modules.append(VariationalRegressor(s.shape[1], widths, norm=True, smallest_variance=1.0, scale=5.0))
+                widths, start = [2 * width, 2 * width, width], "fan_out" if self.code_base == "sib" else "fan_in"
+                modules.append(
+                    VariationalRegressor(s.shape[1], widths, norm=True, start=start, smallest_variance=1.0, scale=5.0)
+                )
         return nn.ModuleList(modules)

@@ -9,12 +9,14 @@ from waves import STUDENT, TEACHER, wave
 
 from runner.methods.distillation import losses, relations
 from runner.methods.distillation.ab import ActivationBoundaries
-from runner.methods.distillation.adapters import VariationalRegressor
+from runner.methods.distillation.adapters import VariationalRegressor, convolution_norms
 from runner.methods.distillation.dml import DML
 from runner.methods.distillation.factor_transfer import FactorTransfer, Paraphraser
 from runner.methods.distillation.features import Features, pool_to_smaller
+from runner.methods.distillation.fitnet import linear_maps
 from runner.methods.distillation.fsp import FSP
 from runner.methods.distillation.rkd import RKD
+from runner.methods.distillation.vid import VID
 
 S, T = [maps.relu() for maps in STUDENT], [maps.relu() for maps in TEACHER]
 LOGITS = 3 * wave(5, 10, phase=2), 3 * wave(5, 10, phase=5)
@@ -121,6 +123,18 @@ def test_a_paraphraser_gives_back_a_map_of_the_same_shape(code_base, side):
     assert paraphraser.loss(torch.randn(2, 16, 7, 7)).ndim == 0  # odd sizes too
 
 
+@pytest.mark.parametrize(("code_base", "released"), [("sib", 0.59733924), ("tf2", 8.75774715)])
+def test_a_paraphraser_loses_what_the_released_layers_lose(code_base, released):
+    """The layers of the TensorFlow code in NumPy, float64, with symmetric padding: tf2's decoder has ReLUs and no
+    biases, its normalisation divides by averages that never move, and its factors pass the leaky ReLU twice."""
+    paraphraser = Paraphraser(16, code_base).train()
+    for number, item in enumerate(paraphraser.parameters(), 1):
+        item.data = 0.3 * wave(*item.shape, phase=number) + (0.5 if code_base == "tf2" and item.ndim == 1 else 0)
+    for _ in range(2):  # a step leaves the averages alone
+        found = paraphraser.loss(wave(3, 16, 8, 8, phase=4).abs()).item()
+        assert found == pytest.approx(released, rel=1e-5)
+
+
 def test_distances_by_hand():
     points_on_a_line = torch.tensor([[0.0], [1.0], [3.0]])  # distances 1, 2, 3: mean 2
     found = relations.distances(points_on_a_line, zero_diagonal=True)
@@ -181,3 +195,23 @@ def test_equal_networks_lose_nothing():
     embeddings = EMBEDDINGS[0]
     assert relations.probability_difference(embeddings, embeddings).item() == pytest.approx(0, abs=1e-9)
     assert relations.neighbour_correlation(embeddings, embeddings).item() == 0
+
+
+def test_mutual_learning_smooths_labels_where_the_recipe_does():
+    own, other, labels = LOGITS[0], LOGITS[1], torch.arange(5)
+    plain, smooth = DML().one_loss(own, other, labels), DML().one_loss(own, other, labels, 0.1)
+    tasks = [nn.functional.cross_entropy(own, labels, label_smoothing=share) for share in (0.0, 0.1)]
+    assert torch.isclose(smooth - plain, tasks[1] - tasks[0], atol=1e-6) and smooth != plain
+
+
+def test_adapters_of_the_tensorflow_code_start_with_hes_weights():
+    """std = sqrt(2 / fan): over the outputs in sib (variance scaling, FAN_OUT), over the inputs in tf2 (he_normal)."""
+    torch.manual_seed(0)
+    student, teacher = [torch.empty(1, 64, 4, 4)], [torch.empty(1, 256, 4, 4)]
+    sib, tf2 = (VID(code_base=name).regressors(student, teacher)[0].mean[0] for name in ("sib", "tf2"))  # 64 to 512
+    (linear,) = linear_maps(student, teacher)  # 256 to 64
+    (connector,) = convolution_norms(student, teacher, mode="fan_out")
+    found = [layer.weight.std().item() for layer in (sib, tf2, linear, connector[0])]
+    assert found == pytest.approx([(2 / fan) ** 0.5 for fan in (512, 64, 64, 256)], rel=0.03)
+    encoder = Paraphraser(64, "sib").encoder[0]  # 64 to 32, 3x3
+    assert encoder.weight.std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.03) and not encoder.bias.any()
