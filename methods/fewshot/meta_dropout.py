@@ -91,6 +91,10 @@ class MetaDropoutLearner(GradientLearner):
     they do not: ``noises`` (convolutions as the network's) and ``head_noise`` (one number an example)."""
 
     def __init__(self, network: nn.Module, settings: MetaDropout) -> None:
+        convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+        for convolution in convolutions:
+            if convolution.bias is None:  # the factors multiply it, so batch normalisation does not take it away
+                convolution.bias = nn.Parameter(convolution.weight.new_zeros(convolution.out_channels))
         super().__init__(network, rate=settings.rate, steps=settings.steps, adapt_norm=False)
         self.settings = settings
         self.sampling = False  # whether a forward pass draws noise
@@ -98,7 +102,6 @@ class MetaDropoutLearner(GradientLearner):
             if isinstance(module, BatchStatisticsNorm):
                 module.eps = NORM_EPSILON
                 module.weight.requires_grad_(False)
-        convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
         head = network.get_submodule(head_module(network))
         self.noises = nn.ModuleList()
         self.head_noise = nn.Linear(head.in_features, 1)

@@ -137,3 +137,9 @@ def test_ablations_train_the_parameters_of_the_noise_that_they_use(noise, traine
     phi = [*found.noises.parameters(), *found.head_noise.parameters()]
     assert sum(value.requires_grad for value in phi) == trained
     assert all(not value.any() for value in phi)
+
+
+def test_convolutions_without_a_bias_get_one_that_tasks_adapt():
+    found, one = MetaDropoutLearner(conv4(3, 1, 16, channels=4, bias=False), MetaDropout(steps=1)), task()
+    adapted = found.adapt(*one[:2], 1)
+    assert all(bool(adapted[f"features.{layer}.0.bias"].any()) for layer in range(4))
