@@ -80,7 +80,10 @@ class FedWeIT:
         "clients that share a task's classes share out their training images, and are tested on all test images",
         "batches are drawn in a new order every epoch; the code keeps one order",
         "all clients take part in every round, and the knowledge is stacked by client, not by arrival",
-        "biases and heads begin every task with the network's initial values; the code draws biases",
+        "biases and heads begin every task with the network's initial values; the code draws them anew",
+        "masks learn from the cross-entropy, as in the paper; the code takes their sigmoid outside of the gradient's "
+        "tape, so that only weight decay moves them",
+        "Adam keeps its moments from round to round of a task; the code stores a client's optimizer without them",
         "penalties without a gradient (earlier A_i that stay as they are) are left out of the loss",
         "the stop at a learning rate of 1e-10, which the rounds of a task do not reach, is left out",
     )

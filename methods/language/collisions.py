@@ -175,16 +175,16 @@ class _Sampled(torch.autograd.Function):
             return bits / 2 * by_query, bits / 2 * by_key, by_value, *5 * [None]
         if frequency is None:
             frequency = collision_frequency(codes_query, codes_key).to(value.dtype)
-        by_value = frequency.mT @ gradient
         cosine = query @ key.mT
         if ctx.how == "bound":
             slope = slope_bound(frequency, bits)
         elif ctx.how == "expected_bound":
-            slope = slope_bound(collision_probability(cosine, bits), bits)
+            frequency = collision_probability(cosine, bits)
+            slope = slope_bound(frequency, bits)
         else:
             slope = (frequency > 0) * collision_slope(SHRINK_SLOPE * cosine.clamp(-1, 1), bits)
         weights = slope * (gradient @ value.mT)
-        return weights @ key, weights.mT @ query, by_value, *5 * [None]
+        return weights @ key, weights.mT @ query, frequency.mT @ gradient, *5 * [None]
 
 
 class _ExpectedBound(torch.autograd.Function):
@@ -230,9 +230,9 @@ def sampled_attention(
 
     Args:
         query, key: (G, n, d) of unit rows; value: (G, n, d).
-        backward: bound: collision frequency times bits / 2 (version 1). expected_bound: collision probability times
-            bits / 2. collided: pairs that collide in any hash, once, with the slope at 0.99 times the cosine (version
-            2). The last two form all pairs.
+        backward: bound: collision frequency times bits / 2 (version 1). expected_bound: the probability in place of
+            the frequency, for the values too. collided: pairs that collide in any hash, once, with the slope at 0.99
+            times the cosine (version 2). The last two form all pairs.
         pairs: count the collisions of all pairs, in both directions, which gives the same values as the tables; null:
             where it is cheaper, for sequences of at most d^2 / 4 tokens.
     """

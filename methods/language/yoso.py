@@ -67,6 +67,8 @@ class Yoso:
     def __post_init__(self) -> None:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps must be below steps, which is {self.steps}")
+        if self.warmup_steps == 1:
+            raise ValueError("warmup_steps: the first of them has a 25th of the rate and the last all; take 0, or 2")
         if self.convolution is not None and self.convolution % 2 == 0:
             raise ValueError(f"convolution must be odd, not {self.convolution}")
 
@@ -82,7 +84,7 @@ class Yoso:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=self.learning_rate,
-            total_steps=self.steps + 1,
+            total_steps=self.steps,
             pct_start=self.warmup_steps / self.steps,
             anneal_strategy="linear",
         )

@@ -15,8 +15,14 @@ TRUNCATED = 0.87962566103423978  # standard deviation of a standard normal cut a
 def scaled_normal(count: int, generator: torch.Generator) -> Tensor:
     """(count,) of a normal distribution cut at two deviations, of variance 1 / count: TensorFlow's VarianceScaling of a
     vector."""
-    values = torch.empty(count)
-    spread = math.sqrt(1 / count) / TRUNCATED
+    return scaled_normal_(torch.empty(count), generator)
+
+
+def scaled_normal_(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fills a kernel (units, ...) or a vector in place as TensorFlow's VarianceScaling does: the variance is one over
+    the inputs of a unit, of a vector one over its length."""
+    inputs = values[0].numel() if values.ndim > 1 else len(values)
+    spread = math.sqrt(1 / inputs) / TRUNCATED
     return nn.init.trunc_normal_(values, std=spread, a=-2 * spread, b=2 * spread, generator=generator)
 
 
@@ -45,7 +51,8 @@ def lenet(
 ) -> nn.Module:
     """FedWeIT's LeNet: 5x5 convolutions with local response normalisation over 9 channels and 3x3 max-pooling by 2.
 
-    Of 32x32 images the features before the hidden layers are 50 x 8 x 8 = 3,200, as in wyjeong/FedWeIT.
+    Of 32x32 images the features before the hidden layers are 50 x 8 x 8 = 3,200, as in wyjeong/FedWeIT, and kernels and
+    biases start as there; the last layer starts as a Dense layer of Keras.
     """
     layers: list[nn.Module] = []
     side = image_size
@@ -59,4 +66,10 @@ def lenet(
     sizes = (channels[-1] * side**2, *widths)
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
+    for layer in layers:
+        for values in layer.parameters():
+            scaled_normal_(values.data)
+    head = nn.Linear(sizes[-1], num_classes)
+    nn.init.xavier_uniform_(head.weight)
+    nn.init.zeros_(head.bias)
+    return nn.Sequential(*layers, head)

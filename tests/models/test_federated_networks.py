@@ -31,3 +31,15 @@ def test_local_response_normalisation_sums_nine_channels():
     maps = torch.ones(1, 20, 1, 1)
     inner = (1 + 0.001 / 9 * 9) ** -0.75  # of a channel with four neighbours on each side
     assert norm(maps)[0, 10, 0, 0].item() == pytest.approx(inner, rel=1e-6)
+
+
+def test_the_lenet_starts_with_the_variances_of_fedweit():
+    """TensorFlow's VarianceScaling: of kernels one over the inputs of a unit, of biases one over their number."""
+    torch.manual_seed(0)
+    layers = [layer for layer in lenet(5, 3, 32) if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    for layer, inputs in zip(layers[:-1], (3 * 25, 20 * 25, 3200, 800), strict=True):
+        assert layer.weight.var().item() == pytest.approx(1 / inputs, rel=0.1)
+        assert layer.weight.abs().max().item() <= 2 * inputs**-0.5 / 0.8796
+        assert layer.bias.var().item() == pytest.approx(1 / len(layer.bias), rel=0.6)
+    assert layers[-1].bias.count_nonzero() == 0
+    assert 0.9 < layers[-1].weight.abs().max().item() / (6 / 505) ** 0.5 <= 1

@@ -176,7 +176,8 @@ def test_the_gradients_are_the_cards_sums(backward):
                 share = (gradient[group, i] @ value[group, j]) * slope
                 by_query[i] += share * key[group, j]
                 by_key[j] += share * query[group, i]
-                by_value[j] += collisions * gradient[group, i]
+                share = collision_probability(cosine, bits) if backward == "expected_bound" else collisions
+                by_value[j] += share * gradient[group, i]
         for part, expected in zip(found, (by_query, by_key, by_value), strict=True):
             assert torch.allclose(part[group], expected, atol=1e-6)
 
@@ -192,6 +193,40 @@ def test_tables_and_pairs_give_the_same_gradients():
 def test_autograd_through_the_expectation_is_finite_differences():
     parts = [unit(1, 4, 5, seed=seed, dtype=DOUBLE).requires_grad_() for seed in range(3)]
     assert torch.autograd.gradcheck(lambda *given: expected_attention(*given, 5), parts)
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"),
+    [
+        (
+            True,
+            (
+                [0.23122946, 0.97289924, -0.39498871, -0.91868597, -0.13739944, 0.99051572],
+                [-0.22712016, 0.0, 0.0, 0.0, -0.1992491, 0.12329772],
+                [0.24345268, -0.17599571, -1.42e-06, -1e-07, 0.02795541, -0.00649288],
+                [0.58722332, 0.02001312, -0.26902509, 0.11566739, 0.80653873, -0.11836905],
+            ),
+        ),
+        (
+            False,
+            (
+                [0.21158468, 0.97735967, -0.39498872, -0.91868597, -0.09966334, 0.99502122],
+                [-0.15980721, 0.0, 1.7e-07, -5e-08, -0.47184607, 0.29198398],
+                [0.3904474, -0.28226048, -1.362e-05, -9.7e-07, 0.01943283, -0.00451344],
+                [0.57499343, -0.00016639, -0.26902482, 0.11566741, 0.82800084, -0.10620845],
+            ),
+        ),
+    ],
+)
+def test_the_expectation_and_its_gradients_as_the_released_code_has_them(bound, expected):
+    """Version 1 and version 2: its output and gradients in queries, keys and values, all rows normalised, 9 bits."""
+    waves = torch.sin(torch.arange(6, dtype=DOUBLE) * 1.7).view(1, 3, 2)
+    query, key, value = (part.clone().requires_grad_() for part in (waves, waves.flip(1) + 0.3, waves * 2 - 0.5))
+    found = expected_attention(normalize(query, dim=-1), normalize(key, dim=-1), value, 9, bound=bound)
+    found = normalize(found, dim=-1)
+    found.backward(waves.flip(2))
+    for part, numbers in zip((found, query.grad, key.grad, value.grad), expected, strict=True):
+        assert part.flatten().tolist() == pytest.approx(numbers, abs=2e-8)
 
 
 def test_the_values_gradient_is_that_of_the_expectation_on_average():
