@@ -74,6 +74,7 @@ def analyse(
     alpha: float = 0.05,
     distribution: str = "gaussian",
     engine: str = "auto",
+    scale_properties: bool = False,
 ) -> Analysis:
     """Inferential reproducibility of the scores in a long table, one row a system, run and test example.
 
@@ -91,6 +92,7 @@ def analyse(
         alpha: level of the tests, 0..1.
         distribution: ``gaussian``, or ``binomial`` for scores of 0 and 1: the comparisons are then logit models.
         engine: ``auto`` (closed form for balanced tables, else the profile likelihood) or ``statsmodels``.
+        scale_properties: slopes of numbers are by their standard deviation, not by their unit.
 
     Raises:
         UserError: a column is missing, or there is nothing to compare or to take apart.
@@ -116,7 +118,14 @@ def analyse(
     own = {name: complete[_as_text(complete[system]) == name] for name in systems}
     varied = {name: [item for item in meta_parameters if part[item].nunique() > 1] for name, part in own.items()}
     runs = {name: len(part[[seed, *varied[name]]].drop_duplicates()) for name, part in own.items()}
-    options = {"score": score, "example": example, "alpha": alpha, "distribution": distribution, "engine": engine}
+    options = {
+        "score": score,
+        "example": example,
+        "alpha": alpha,
+        "distribution": distribution,
+        "engine": engine,
+        "scale_property": scale_properties,
+    }
     findings: list[Finding] = []
 
     def add(protocol: str, within: str | None, rows: pandas.DataFrame, factor: str) -> None:

@@ -104,17 +104,20 @@ def compare(
     alpha: float = 0.05,
     distribution: str = "gaussian",
     engine: str = "auto",
+    scale_property: bool = False,
 ) -> Comparison:
     """Tests score ~ factor + (1 | example) against score ~ (1 | example).
 
     With ``property`` x: score ~ factor * x + (1 | example) against score ~ factor + x + (1 | example). A column of
-    numbers is standardised and makes slopes, any other makes cells.
+    numbers makes slopes, any other makes cells.
 
     Args:
         frame: one row an observation, without missing values in the columns named.
         alpha: 1 - alpha is the level of the intervals.
         distribution: ``binomial`` takes scores 0 and 1 as wrong and right, in a logit model: means are then log-odds,
             and effect sizes are over the standard deviation of the logistic distribution.
+        scale_property: slopes are those by the standard deviation of a column of numbers (that of a sample, over all
+            rows), not by its unit; the test is the same.
 
     Raises:
         UserError: one level only, no variation, or cells without observations.
@@ -130,7 +133,7 @@ def compare(
         smaller, larger = intercept, numpy.hstack([intercept, main])
         places: list[tuple[str | None, ndarray]] = [(None, numpy.ones(1))]
     else:
-        values, places = _property(frame[property])
+        values, places = _property(frame[property], scale_property)
         products = (main[:, :, None] * values[:, None, :]).reshape(len(frame), -1)
         smaller = numpy.hstack([intercept, main, values])
         larger = numpy.hstack([smaller, products])
@@ -199,14 +202,15 @@ def _text(level: Any) -> str:
     return f"{level:g}" if isinstance(level, float) else str(level)
 
 
-def _property(column: pandas.Series) -> tuple[ndarray, list[tuple[str | None, ndarray]]]:
+def _property(column: pandas.Series, scaled: bool) -> tuple[ndarray, list[tuple[str | None, ndarray]]]:
     """(columns of the design, the places at which levels are compared: each category, or the slope)."""
     if is_numeric(column):
         values = column.to_numpy(float)
-        spread = values.std()
+        spread = values.std(ddof=1) if len(values) > 1 else 0.0
         if not spread:
             raise UserError(f"the property {column.name} has one value only")
-        return ((values - values.mean()) / spread)[:, None], [("slope", numpy.ones(1))]
+        unit = numpy.ones(1) if scaled else numpy.ones(1) / spread  # fitted standardised all the same: better condition
+        return ((values - values.mean()) / spread)[:, None], [("slope", unit)]
     levels, codes = coded(column)
     if len(levels) < 2:
         raise UserError(f"the property {column.name} has one value only")

@@ -114,13 +114,19 @@ def test_degrees_of_freedom():
 @pytest.mark.parametrize("rows", [slice(None), slice(3, -5)])
 def test_an_interaction_is_found_with_its_slopes(rows):
     frame = with_properties(simulated(9, 60, 3))
-    deviation = frame["length"].std(ddof=0)
-    frame["score"] += 0.03 * frame["length"] / deviation * (frame["system"] == "B")
-    found = system_test(frame.iloc[rows], property="length")
+    frame["score"] += 0.03 * frame["length"] * (frame["system"] == "B")
+    frame = frame.iloc[rows]
+    found = system_test(frame, property="length")
     assert found.test.p_value < 1e-4
     assert found.contrasts[0].difference == pytest.approx(-0.03, abs=0.01)
+    for item in found.estimates:  # by the property's own unit, as of ordinary least squares
+        own = frame[frame["system"] == item.level]
+        assert item.value == pytest.approx(numpy.polyfit(own["length"], own["score"], 1)[0], abs=0.01)
+    scaled = system_test(frame, property="length", scale_property=True)
+    assert scaled.test.chi_squared == pytest.approx(found.test.chi_squared)
+    assert scaled.estimates[0].value == pytest.approx(found.estimates[0].value * frame["length"].std())
     assert [item.at for item in found.estimates] == ["slope", "slope"]
-    assert system_test(frame.iloc[rows], property="kind").test.p_value > 0.01
+    assert system_test(frame, property="kind").test.p_value > 0.01
 
 
 def test_cell_means_of_a_balanced_table_are_means():

@@ -56,6 +56,24 @@ def test_cosines_and_weights_of_the_worked_example():
     assert adaptive == pytest.approx(first[:, None] * WORDS + (1 - first)[:, None] * smoothed)
 
 
+@pytest.mark.parametrize(
+    ("ensemble", "expected"),
+    [
+        ("mean", [[0.6028, 0.3901, 0.0839], [0.3667, 0.8085, 0.2230], [0.5671, 0.8972, 0.2574],
+                  [0.2515, 0.8031, 0.6135], [0.0934, 0.3996, 0.7641], [0, 0, 0]]),
+        ("max", [[0.6215, 0.4560, 0.0959], [0.3964, 0.8095, 0.2316], [0.5782, 0.8972, 0.2685],
+                 [0.2615, 0.8033, 0.6460], [0.1067, 0.4689, 0.8114], [0, 0, 0]]),
+    ],
+)  # fmt: skip
+def test_embeddings_are_those_of_the_released_code(ensemble, expected):
+    """Printed by its functions for this graph: a self-loop at node 2, a node without edges and features; K = 4."""
+    edges = numpy.array([[0, 1], [1, 2], [2, 3], [1, 3], [3, 4], [2, 2]])
+    words = [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
+    features = numpy.array(words, numpy.float32)
+    found = embed(features, adjacency(edges, 6), [4], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5], "adaptive", ensemble)[4]
+    assert found == pytest.approx(numpy.array(expected), abs=6e-5)
+
+
 def test_many_depths_in_one_pass_are_those_of_single_ones(graph):
     matrix, features = graph
     together = embed(features, matrix, [0, 2, 7], [0.0, 0.5], "adaptive", "mean")

@@ -87,6 +87,20 @@ def test_the_worked_example_of_two_features():
     assert truncated_tail(2.0, lower, upper) == pytest.approx(0.022750 / 0.158655, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("feature", "lower", "upper", "p"),
+    [(1, -0.0260893855, math.inf, 0.00582688), (0, -0.0033333333, 7.4871428571, 0.00161128)],
+)
+def test_bounds_and_levels_are_those_of_the_follow_ups_code(feature, lower, upper, p):
+    """Its thresholds for four estimates of which two are selected, and the level at which its quantile is reached."""
+    values = numpy.array([0.63, 1.11, -0.09, -0.13])
+    covariance = numpy.array([[40, -1, 6, -8], [-1, 164, -5, -15], [6, -5, 77, 11], [-8, -15, 11, 55]]) / 1000
+    bounds = truncation(values, covariance, numpy.array([1, 0]), feature)
+    assert bounds == pytest.approx((lower, upper))
+    deviation = covariance[feature, feature] ** 0.5
+    assert truncated_tail(*(point / deviation for point in (values[feature], *bounds))) == pytest.approx(p, rel=1e-5)
+
+
 def test_the_smaller_one_is_bounded_from_above():
     assert truncation(numpy.array([2.0, 1.0]), numpy.eye(2), numpy.array([1]), 1, largest=False) == (-math.inf, 2.0)
 
