@@ -15,7 +15,7 @@ from torch import Tensor
 Backward = Literal["bound", "expected_bound", "collided"]
 SHRINK = 0.98  # of the cosine in the expectation that autograd differentiates: arccos has no slope at 1
 SHRINK_SLOPE = 0.99  # of the cosine at which ``collided`` takes the slope
-PIECE = 2**23  # numbers in the largest intermediate tensor of the tables' gradient
+PIECE = 2**20  # numbers in the largest intermediate tensor of the tables' gradient, which caches hold
 
 
 def collision_probability(cosine: Tensor, bits: int) -> Tensor:
