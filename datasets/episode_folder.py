@@ -7,7 +7,7 @@
 ``mini_imagenet_episodes``, ``tiered_imagenet_episodes``, ``cifar_fs_episodes`` and ``cub_episodes`` are such folders or
 archives under their names in paths.data, where dataset.path names no other. ``tiny_imagenet_episodes`` takes the
 training images of Tiny ImageNet instead (what ``dataset=tiny_imagenet`` reads) and divides its 200 classes, sorted by
-WordNet id, into 120, 40 and 40.
+WordNet id, into 100, 40 and 60 (Lee et al., arXiv:2110.02508).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAMES = {  # of sets that nobody may hand out here: below paths.data, a folder o
 ENDINGS = ("", ".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz")
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 LAYOUT = "train/CLASS/image, val/CLASS/image and test/CLASS/image, or images with train.csv, val.csv and test.csv"
-PROPORTIONS = (0.6, 0.2)  # of Tiny ImageNet's classes for training and validation
+PROPORTIONS = (0.5, 0.2)  # of Tiny ImageNet's classes for training and validation
 
 Members = dict[str, dict[str, list[str]]]  # split -> class -> names of images
 
@@ -57,7 +57,8 @@ def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> EpisodeD
     tiny = settings.name == TINY
     path = tiny_imagenet.place(settings, data_root) if tiny else _place(settings, data_root)
     classes, count = episodes.smoke_sizes(episodes.episode_settings(settings), limits.train)
-    key = decoded.key(files.fingerprint(path, times=True), settings.name, settings.image_size, classes, count)
+    selection = f"{settings.name} {PROPORTIONS}" if tiny else settings.name
+    key = decoded.key(files.fingerprint(path, times=True), selection, settings.image_size, classes, count)
     stored = decoded.read(key)
     if stored is not None:
         splits, names, _ = stored

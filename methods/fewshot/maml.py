@@ -52,6 +52,10 @@ class MAML:
     deviations: ClassVar[tuple[str, ...]] = (
         "batch normalisation always uses the statistics of the batch, as the released codes do; the moving averages "
         "that MAML++ collects without using them are not kept",
+        "scales and shifts of batch normalisation are adapted too; the released codes of MAML and MAML++ leave them to "
+        "the outer loop (adapt_norm=false)",
+        "MAML++'s learned rates start at the 0.01 of its configurations, which the released code does not read (0.1 "
+        "there); gradient_limit cuts their meta-gradient too",
         "MAML++'s rate of a step after the last one, which nothing uses, is left out",
         "in a test of more steps than were trained, the settings of the last trained step serve for the others",
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from few_shot_networks import convolutions, image_tasks, perceptron_tasks
+from few_shot_networks import convolutions, filled, image_tasks, perceptron_tasks, wave_tasks
 from torch.nn import functional as F
 
 from runner.methods.fewshot.gap_maml import GAPLearner
@@ -10,7 +10,7 @@ from runner.methods.fewshot.gradient_learner import GradientLearner
 from runner.methods.fewshot.inner_loop import adapt, head_names, norm_names, over_tasks, use_batch_statistics
 from runner.methods.fewshot.maml import MAML, MAMLLearner, multi_step_weights
 from runner.methods.fewshot.meta_sgd import MetaSGDLearner
-from runner.models.few_shot import perceptron
+from runner.models.few_shot import conv4, perceptron
 
 
 def quadratic(weights, step):
@@ -167,3 +167,26 @@ def test_maml_plus_plus_learns_scales_and_rates_of_every_step():
     found.backward()
     assert all(stack.grad.abs().sum(1).min() > 0 for stack in learner.norms), "a step's scales are not used"
     assert all(rate.grad.abs().min() > 0 for rate in learner.rates)
+
+
+def test_maml_plus_plus_has_the_loss_and_outer_gradients_of_the_released_code():
+    """HowToTrainYourMAMLPytorch, MAMLFewShotClassifier.forward at epoch 5 of 15 gave these numbers (float64)."""
+    settings = MAML(rate=0.1, steps=3, multi_step_epochs=15, per_step_norm=True, learned_rates=True)
+    network = conv4(3, 1, 8, channels=4, layers=2, negative_slope=0.01)
+    learner = filled(MAMLLearner(network, settings))
+    for rate in learner.rates:
+        rate.data = 0.1 + 0.1 * rate.data
+    loss = over_tasks(learner.outer, wave_tasks(2), 5)["loss"].mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(1.1568446899584153, rel=1e-9)
+    norms = {name: parameter.grad.norm().item() for name, parameter in learner.named_parameters() if "rates" in name}
+    norms |= {"stack": learner.norms[1].grad.norm().item(), "head": network.head.weight.grad.norm().item()}
+    expected = {
+        "rates.0": 0.05375170390422167,
+        "rates.2": 0.05882278332459775,
+        "rates.4": 0.13792976578026245,
+        "rates.5": 0.037212972229295434,
+        "stack": 0.13356660989135252,
+        "head": 0.1755644185590043,
+    }
+    assert {name: norms[name] for name in expected} == pytest.approx(expected, rel=1e-7)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from few_shot_networks import WAYS, convolutions, image_tasks
+from few_shot_networks import WAYS, convolutions, filled, image_tasks, wave, wave_tasks
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
@@ -149,3 +149,24 @@ def test_a_product_of_linear_layers_is_linear():
     one, other = draw(4, 10), draw(4, 10, seed=1)
     torch.testing.assert_close(network((one + other) / 2), (network(one) + network(other)) / 2)
     assert sum(weight.numel() for weight in linear(2, 10).parameters()) == 22
+
+
+def test_loss_and_outer_gradients_are_those_of_the_released_code():
+    """fast_adapt of Sha-Lab/kfo with learn2learn's blocks gave these numbers on these weights, factors and tasks."""
+    learner = KFOLearner(filled(shallow(3, 1, 8, channels=4, layers=2)), KFO(rate=0.1, steps=3))
+    for number, factor in enumerate(learner.optimizer.factors):
+        factor.data = torch.eye(len(factor), dtype=torch.float64) + 0.1 * wave(*factor.shape, start=number)
+    loss = over_tasks(learner.outer, wave_tasks(2), 0)["loss"].mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(1.1372999369791341, rel=1e-9)
+    found = [learner.network.head.weight, *learner.optimizer.factors[-6:]]
+    expected = [
+        0.06896401692026993,
+        0.000630847437866829,
+        0.0006499686980054951,
+        0.005313515566039792,
+        0.005427146181955206,
+        0.01822591833354082,
+        0.016173856070304932,
+    ]
+    assert [weight.grad.norm().item() for weight in found] == pytest.approx(expected, rel=1e-7)
