@@ -48,6 +48,7 @@ class AWAC(OfflineLearning):
         "the offline stage alone; going on online is what method off2on compares",
         "a tanh-Gaussian policy, as the other methods' here",
         "the losses of actor and critics are taken before one of them moves its weights",
+        "of a logged transition at a time limit the last observation is known and used, where the file has it",
     )
 
     def run(self, ctx: Context) -> dict[str, float]:

@@ -49,6 +49,8 @@ class CQL(OfflineLearning):
     )
     deviations: ClassVar[tuple[str, ...]] = (
         "the losses of actor, critics and temperature are all taken before one of them moves its weights",
+        "networks start in torch's initialisation (the authors' code: small last layers)",
+        "of a logged transition at a time limit the last observation is known and used, where the file has it",
     )
 
     def run(self, ctx: Context) -> dict[str, float]:

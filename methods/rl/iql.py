@@ -54,6 +54,7 @@ class IQL(OfflineLearning):
     deviations: ClassVar[tuple[str, ...]] = (
         "no dropout in the actor (the paper has it on Adroit's tasks)",
         "networks start in torch's initialisation (the authors' code: orthogonal)",
+        "of a logged transition at a time limit the last observation is known and used, where the file has it",
     )
 
     def run(self, ctx: Context) -> dict[str, float]:

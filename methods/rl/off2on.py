@@ -90,12 +90,15 @@ class Off2On(Measuring):
         before = ctx.once("offline", lambda: self.offline_return(ctx, logged.environment, policy))
         ctx.log(offline_return=before)
 
+        # with CQL's term the online update is CQL's, whose targets are the offline stage's
+        entropy_in_target = not self.conservative_weight or self.offline.entropy_in_target
+
         def learn() -> dict[str, Tensor]:
             offline, online = self.both(replay)
             w_offline, w_online = ratio(offline), ratio(online)
             places = self.places(replay, priorities)
             batch = replay.at(torch.from_numpy(places))
-            losses = agent.losses(batch)
+            losses = agent.losses(batch, entropy_in_target=entropy_in_target)
             loss = losses.policy + losses.critic + losses.temperature
             if self.conservative_weight:
                 gaps = conservative_gaps(agent, batch, self.offline.samples)

@@ -57,31 +57,43 @@ class TD3(OnlineLearning):
         check_continuous(environments)
         actor = DeterministicActor(ctx, environments.sizes, self.exploration_noise).to(ctx.device)
         agent = nn.ModuleDict({"policy": actor, "critics": critics(ctx, environments.sizes)})
-        twins: Critics = agent["critics"]
         of_actor = torch.optim.Adam(actor.online.parameters(), lr=self.rate, fused=True)
-        of_critics = torch.optim.Adam(twins.online.parameters(), lr=self.rate, fused=True)
+        of_critics = torch.optim.Adam(agent["critics"].online.parameters(), lr=self.rate, fused=True)
 
         def learn(batch: Batch, number: int) -> dict[str, Tensor]:
-            with torch.no_grad():
-                next_actions = smoothed(actor.of_target(batch.next_observations), self.target_noise, self.noise_clip)
-                next_values = twins.of_target(batch.next_observations, next_actions)
-                targets = soft_targets(batch.rewards, batch.terminals, next_values, 0.0, 0.0, self.discount)
-            loss = critic_loss(twins(batch.observations, batch.actions), targets)
-            of_critics.zero_grad()
-            loss.backward()
-            of_critics.step()
-            if (number + 1) % self.policy_every == 0:
-                of_actor.zero_grad()
-                policy_loss(twins, batch.observations, actor(batch.observations)).backward()
-                of_actor.step()
-                twins.follow(self.target_share)
-                actor.follow(self.target_share)
-            return {"loss": loss.detach()}
+            return {"loss": self.update(actor, agent["critics"], of_actor, of_critics, batch, number)}
 
         state = {"agent": agent, "of_actor": of_actor, "of_critics": of_critics}
         metrics = self.learn_online(ctx, environments, actor.act, learn, **state)
         save_agent(ctx, agent)
         return metrics
+
+    def update(
+        self,
+        actor: DeterministicActor,
+        twins: Critics,
+        of_actor: torch.optim.Optimizer,
+        of_critics: torch.optim.Optimizer,
+        batch: Batch,
+        number: int,
+    ) -> Tensor:
+        """One step of the critics, whose loss it returns; at every ``policy_every``-th ``number``, which counts from 0,
+        also one of the actor and of all slow copies."""
+        with torch.no_grad():
+            next_actions = smoothed(actor.of_target(batch.next_observations), self.target_noise, self.noise_clip)
+            next_values = twins.of_target(batch.next_observations, next_actions)
+            targets = soft_targets(batch.rewards, batch.terminals, next_values, 0.0, 0.0, self.discount)
+        loss = critic_loss(twins(batch.observations, batch.actions), targets)
+        of_critics.zero_grad()
+        loss.backward()
+        of_critics.step()
+        if (number + 1) % self.policy_every == 0:
+            of_actor.zero_grad()
+            policy_loss(twins, batch.observations, actor(batch.observations)).backward()
+            of_actor.step()
+            twins.follow(self.target_share)
+            actor.follow(self.target_share)
+        return loss.detach()
 
 
 def smoothed(actions: Tensor, noise: float, clip: float) -> Tensor:
