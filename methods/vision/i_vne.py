@@ -225,10 +225,16 @@ def mean_cosine(projections: list[Tensor], large: int) -> Tensor:
 
 
 def spared_optimizer(recipe: Recipe, *modules: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer; vectors, which are biases and batch normalisation, do not decay."""
-    weights = [item for module in modules for item in module.parameters() if item.requires_grad]
-    optimizer = build_optimizer([item for item in weights if item.ndim > 1], recipe.optimizer)
-    optimizer.add_param_group({"params": [item for item in weights if item.ndim <= 1], "weight_decay": 0.0})
+    """The recipe's optimizer; biases and what is called ``bn`` do not decay. As in the released code the scales of
+    normalisations by another name do: those of the projector and of a ResNet's shortcuts."""
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for module in modules:
+        for name, weight in module.named_parameters():
+            if weight.requires_grad:
+                (spared if "bn" in name or "bias" in name else decayed).append(weight)
+    optimizer = build_optimizer(decayed, recipe.optimizer)
+    optimizer.add_param_group({"params": spared, "weight_decay": 0.0})
     return optimizer
 
 

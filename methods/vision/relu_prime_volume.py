@@ -48,8 +48,8 @@ class ReLUPrimeVolume:
     deviations: ClassVar[tuple[str, ...]] = (
         "a batch in which no rectifier has an input that is exactly 0 is passed over without a backward pass: its "
         "gradients are the same",
-        "images are in 0..1 and un-augmented, and layers start as the network has it; the code's study of CIFAR-10 "
-        "takes normalised random crops and sets convolutions back to PyTorch's initialisation",
+        "images are in 0..1 and un-augmented, and the network has its own initialisation; the code's study of CIFAR-10 "
+        "takes normalised random crops and sets convolutions back to PyTorch's",
         "one network computes both gradients, where the code has two of equal weights; batches in the data's order",
     )
 

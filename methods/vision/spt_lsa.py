@@ -54,7 +54,8 @@ class SptLsa:
     deviations: ClassVar[tuple[str, ...]] = (
         "the code's 100 epochs of three passes are 300 epochs here, so an incomplete batch is left out of every pass, "
         "not of every third, and a validation split is measured after each",
-        "AutoAugment is torchvision's (operations on tensors, interpolation by the nearest pixel)",
+        "AutoAugment is torchvision's (operations on tensors, interpolation by the nearest pixel, rotation both ways, "
+        "not counter-clockwise alone)",
         "MixUp and CutMix are torchvision's: an image's partner is the one before it in the shuffled batch",
         "accuracy is the last epoch's; the code prints the best on the test split too, and the paper does not say "
         "which it reports",

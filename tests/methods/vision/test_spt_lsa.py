@@ -8,9 +8,47 @@ import torch
 from commands import metric_lines, runner
 
 from runner.methods.vision.spt_lsa import attention_maps, divergence_from_uniform, divergences_from_uniform, mean_scale
+from runner.models.cait import CaiT
+from runner.models.pit import PiT
+from runner.models.swin import Swin
+from runner.models.t2t import T2T
 from runner.models.vit import ViT
 
 SMOKE = ("method=spt_lsa", "scale=smoke", "hardware=cpu")
+
+
+# Two images through small networks with both pieces (CaiT with the released mask): logits of aanna0701/SPT_LSA_ViT in
+# double precision, every tensor of weights filled with 0.3 sin(0, 1, 2, ...), pixels with cos(0, 1, 2, ...).
+RELEASED = {
+    "vit": [[0.3078243496, 0.2763536912, -0.0419936304], [0.3077431706, 0.2763946084, -0.0419243582]],
+    "pit": [[0.7897996303, -0.5335737855, 0.9884591856], [0.7897992643, -0.5335734924, 0.9884589903]],
+    "swin": [[0.6318424929, -0.3320467697, 0.7604278085], [0.631842036, -0.3320462773, 0.7604273223]],
+    "cait": [[0.3970397437, 0.2367054318, -0.1196713782], [0.3964678337, 0.2371182761, -0.1192196059]],
+    "t2t": [[11.5149458858, -0.1828957112, -11.2075118772], [11.5149433666, -0.1829001955, -11.2075090011]],
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_networks_compute_what_the_released_ones_do(name):
+    pieces = {"shifts": "diagonal", "learnable_temperature": True, "diagonal_mask": True, "cait_mask_bug": True}
+    size = 16 if name in ("swin", "t2t") else 8
+    stages = {"patch_size": 2, "width": 8, "heads": [2, 4]}
+    network = {
+        "vit": lambda: ViT(3, 3, size, patch_size=4, width=8, depth=2, heads=2, locality=pieces),
+        "pit": lambda: PiT(3, 3, size, depths=[1, 1], **stages, locality=pieces),
+        "swin": lambda: Swin(3, 3, size, depths=[2, 1], **stages, locality=pieces),
+        "cait": lambda: CaiT(
+            3, 3, size, patch_size=4, width=8, depth=2, class_depth=1, heads=2, head_width=4, hidden=16, locality=pieces
+        ),
+        "t2t": lambda: T2T(3, 3, size, token_width=4, depth=1, locality=pieces),
+    }[name]()
+    network.double().eval()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(0.3 * torch.arange(weight.numel(), dtype=torch.double).sin().view_as(weight))
+        logits = network(torch.arange(2 * 3 * size**2, dtype=torch.double).cos().view(2, 3, size, size))
+    for found, expected in zip(logits.tolist(), RELEASED[name], strict=True):
+        assert found == pytest.approx(expected, abs=2e-9)
 
 
 def test_divergence_from_uniform():

@@ -24,6 +24,7 @@ from runner.methods.vision.spectrum import (
     von_neumann_entropy,
 )
 from runner.methods.vision.vne import SPREADS, spectrum_metrics
+from runner.models.resnet import imagenet_resnet
 from runner.optimizers import build_optimizer
 from runner.schema import OptimizerSettings
 
@@ -137,6 +138,22 @@ def test_the_loss_is_minus_weighted_similarity_and_the_mean_entropy_of_views():
     assert IVNE().similarity_weight == pytest.approx(math.log(64), abs=2e-3)
 
 
+def test_released_values():
+    """Of jaeill/CVPR23-VNE in double precision: the entropy with a row of its gradient, and the loss of six views."""
+
+    def waves(count, width, rate):
+        return (torch.arange(count * width, dtype=torch.double) * rate).sin().view(count, width)
+
+    batch = waves(5, 3, 1.0).requires_grad_()
+    amount = von_neumann_entropy(batch)
+    amount.backward()
+    assert amount.item() == pytest.approx(0.1668708789)
+    assert batch.grad[0].tolist() == pytest.approx([0.2279223323, 0.1136195491, -0.1051444236])
+    loss, similarity, spread = IVNE().loss([waves(4, 6, 1 + 0.3 * number) for number in range(6)])
+    assert [similarity.item(), spread.item()] == pytest.approx([0.04803767834, 0.5345182922])
+    assert loss.item() == pytest.approx(-0.7343550340857317)
+
+
 def test_projector_optimizer_and_crops_are_those_of_the_release():
     projector = build_projector(2048, 2048, 2048, 256)
     assert [type(layer).__name__ for layer in projector] == ["Linear", "BatchNorm1d", "ReLU"] * 2 + [
@@ -147,7 +164,14 @@ def test_projector_optimizer_and_crops_are_those_of_the_release():
     small = build_projector(4, 3, 2)
     groups = spared_optimizer(SimpleNamespace(optimizer=settings), small).param_groups
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
-    assert [len(group["params"]) for group in groups] == [2, 6]
+    assert [len(group["params"]) for group in groups] == [4, 4]  # the projector's scales decay
+    with torch.device("meta"):
+        encoder = imagenet_resnet(50, num_classes=2, in_channels=3, stem="imagenet", padding="symmetric")
+        encoder.fc = nn.Identity()
+        groups = spared_optimizer(
+            SimpleNamespace(optimizer=settings), encoder, build_projector(8, 8, 8, 4)
+        ).param_groups
+    assert [len(group["params"]) for group in groups] == [63, 108]  # counted with the release's rule and torchvision
     assert len(build_optimizer(small.parameters(), settings).param_groups) == 1
     assert (odd_kernel(224), odd_kernel(96)) == (23, 9)
     crops = MultiCrop(Normalisation(torch.tensor([10.0]), torch.tensor([5.0])), 16, 8)
