@@ -7,6 +7,7 @@ import torch
 import yaml
 from commands import runner
 from torch import nn
+from waves import wave
 
 from runner.compose import compose
 from runner.methods.distillation.shake import SHAKE, TeacherShadow, standardised
@@ -79,6 +80,22 @@ def test_the_shadow_has_the_released_shape():
     convolutions = [item for item in TeacherShadow(maps, 128).modules() if isinstance(item, nn.Conv2d)]
     found = sorted((item.in_channels, item.out_channels, item.kernel_size[0], item.stride[0]) for item in convolutions)
     assert found == [(32, 64, 3, 2), (64, 64, 1, 1), (64, 128, 3, 2), (128, 128, 1, 1), (128, 128, 3, 1)]
+
+
+def test_head_and_losses_are_those_of_the_released_code():
+    """lliai/SHAKE's head and loop, run on the same maps, weights and logits."""
+    maps = [wave(4, width, size, size, phase=n) for n, (width, size) in enumerate(((4, 8), (6, 4), (8, 2)), 2)]
+    shadow, classifier = TeacherShadow(maps, 8), nn.Linear(8, 100)
+    for number, item in enumerate(shadow.parameters(), 1):
+        item.data = 0.5 * wave(*item.shape, phase=number) + 0.5 * (item.ndim == 1)
+    classifier.weight.data, classifier.bias.data = wave(100, 8, phase=3), wave(100, phase=5)
+    shadow.classify = [classifier]
+    h = shadow(maps)
+    assert h.square().mean().item() == pytest.approx(2.34435177, rel=1e-4)
+    s, h, t = (standardised(item) for item in (wave(4, 100, phase=1), h, wave(4, 100, phase=2)))
+    labels = 7 * torch.arange(4)
+    found = SHAKE().mutual(s, h, t) + nn.functional.cross_entropy(s, labels) + nn.functional.cross_entropy(h, labels)
+    assert found.item() == pytest.approx(55.377075, rel=1e-4)
 
 
 @pytest.mark.parametrize("table", ["cifar100", "mechanism", "released"])
