@@ -61,7 +61,8 @@ class SHAKE:
         "the first three of a VGG's four",
         "accuracy and loss on the test images are of the student's own logits; standardising them leaves accuracy as "
         "it is",
-        "shadow=whole_teacher is KD+ (the teacher itself goes on learning); its recipe is not in the released code",
+        "shadow=whole_teacher is KD+ (the teacher goes on learning, from the student that it teaches); its recipe is "
+        "not in the released code",
     )
 
     def run(self, ctx: Context) -> dict[str, float]:

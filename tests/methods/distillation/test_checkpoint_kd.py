@@ -7,6 +7,7 @@ import pytest
 import torch
 from commands import runner
 from safetensors.torch import load_file
+from waves import wave
 
 from runner.methods.distillation.checkpoint_kd import CheckpointKD, Ensemble
 from runner.methods.distillation.checkpoint_selection import choose
@@ -26,6 +27,18 @@ def test_logits_are_averaged_not_probabilities():
     by_losses = CheckpointKD(temperature=1.0, average="losses")
     probabilities = torch.tensor([[0.6904, 0.3096]]).log()  # the mean of the probabilities is least far from both
     assert by_losses.divergence(probabilities, teachers) < by_losses.divergence(mean, teachers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "released"),
+    [({}, 3.52925634), ({"soften": "teacher"}, 8.7474699), ({"average": "losses"}, 4.19994497)],
+    ids=["logits", "teacher alone", "losses"],
+)
+def test_the_divergence_is_that_of_the_released_code(settings, released):
+    """LeapLabTHU/CheckpointKD's loss of two teachers at temperature 5 on the same logits."""
+    teachers = [3 * wave(5, 10, phase=5), 2 * wave(5, 10, phase=6)]
+    found = CheckpointKD(**settings).divergence(3 * wave(5, 10, phase=2), teachers)
+    assert found.item() == pytest.approx(released, rel=1e-5)
 
 
 class Constant(torch.nn.Module):

@@ -1,12 +1,18 @@
 """Shadow distillation: standardised logits, who learns from whom, and the shape of the shadow."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from commands import runner
 from torch import nn
+from waves import wave
 
+from runner.compose import compose
 from runner.methods.distillation.shake import SHAKE, TeacherShadow, standardised
 
+ROOT = Path(__file__).parents[3]
 SMOKE = ("scale=smoke", "hardware=cpu", "dataset=digits", "model=resnet8", "teacher.model=resnet8x4")
 
 
@@ -74,6 +80,32 @@ def test_the_shadow_has_the_released_shape():
     convolutions = [item for item in TeacherShadow(maps, 128).modules() if isinstance(item, nn.Conv2d)]
     found = sorted((item.in_channels, item.out_channels, item.kernel_size[0], item.stride[0]) for item in convolutions)
     assert found == [(32, 64, 3, 2), (64, 64, 1, 1), (64, 128, 3, 2), (128, 128, 1, 1), (128, 128, 3, 1)]
+
+
+def test_head_and_losses_are_those_of_the_released_code():
+    """lliai/SHAKE's head and loop, run on the same maps, weights and logits."""
+    maps = [wave(4, width, size, size, phase=n) for n, (width, size) in enumerate(((4, 8), (6, 4), (8, 2)), 2)]
+    shadow, classifier = TeacherShadow(maps, 8), nn.Linear(8, 100)
+    for number, item in enumerate(shadow.parameters(), 1):
+        item.data = 0.5 * wave(*item.shape, phase=number) + 0.5 * (item.ndim == 1)
+    classifier.weight.data, classifier.bias.data = wave(100, 8, phase=3), wave(100, phase=5)
+    shadow.classify = [classifier]
+    h = shadow(maps)
+    assert h.square().mean().item() == pytest.approx(2.34435177, rel=1e-4)
+    s, h, t = (standardised(item) for item in (wave(4, 100, phase=1), h, wave(4, 100, phase=2)))
+    labels = 7 * torch.arange(4)
+    found = SHAKE().mutual(s, h, t) + nn.functional.cross_entropy(s, labels) + nn.functional.cross_entropy(h, labels)
+    assert found.item() == pytest.approx(55.377075, rel=1e-4)
+
+
+@pytest.mark.parametrize("table", ["cifar100", "mechanism", "released"])
+def test_the_student_of_kd_plus_learns_from_the_teacher_that_it_teaches(table):
+    """Without the weight of what the moving teacher says, its learning would never reach the student."""
+    table = yaml.safe_load((ROOT / "conf" / "table" / "shake" / f"{table}.yaml").read_text())
+    row = table["rows"].get("KD+") or ["method=shake", *table["columns"]["KD+, poster"]]
+    settings = compose(row).config["method"]
+    assert settings["shadow"] == "whole_teacher" and settings["weight"] == settings["reversed_weight"] == 1
+    assert settings["teacher_weight"] == settings["shadow_labels_weight"] == settings["shadow_imitation_weight"] == 0
 
 
 @pytest.mark.parametrize("shadow", ["student", "whole_teacher", "none"])
