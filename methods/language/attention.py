@@ -83,8 +83,8 @@ class CollisionAttention(nn.Module):
     @torch.no_grad()
     def _codes(self, points: Tensor, hashes: int) -> Tensor:
         groups, _, width = points.shape
-        count = hashes * self.bits
         if self.fast:
-            signs = draw_signs(groups, 1 << (width - 1).bit_length(), count, points.device)
-            return hash_codes(fast_projections(points, signs, count), self.bits)
-        return hash_codes(points @ draw_directions(groups, width, count, points.device), self.bits)
+            width = 1 << (max(width, self.bits) - 1).bit_length()
+            signs = draw_signs(groups, width, hashes, self.bits, points.device)
+            return hash_codes(fast_projections(points, signs, hashes, self.bits), self.bits)
+        return hash_codes(points @ draw_directions(groups, width, hashes * self.bits, points.device), self.bits)

@@ -38,10 +38,12 @@ def draw_directions(groups: int, width: int, count: int, device: torch.device | 
     return torch.randn(groups, width, count, device=device)
 
 
-def draw_signs(groups: int, width: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Signs for ``fast_projections``: (groups, blocks, 3, width), as many blocks as give ``count`` projections, where
-    ``width`` is a power of two."""
-    return torch.randint(0, 2, (groups, -(-count // width), 3, width), device=device).float() * 2 - 1
+def draw_signs(groups: int, width: int, hashes: int, bits: int, device: torch.device | str = "cpu") -> Tensor:
+    """Signs for ``fast_projections``: (groups, blocks, 3, width), of as many blocks as ``hashes`` need.
+
+    A block has ``width`` projections, a power of two of at least ``bits``, and no hash takes its bits from two blocks.
+    """
+    return torch.randint(0, 2, (groups, -(-hashes // (width // bits)), 3, width), device=device).float() * 2 - 1
 
 
 def hadamard(values: Tensor) -> Tensor:
@@ -57,15 +59,18 @@ def hadamard(values: Tensor) -> Tensor:
     return values
 
 
-def fast_projections(points: Tensor, signs: Tensor, count: int) -> Tensor:
-    """(G, n, d) to (G, n, count): three times random signs and a Hadamard transform, in place of Gaussian directions.
+def fast_projections(points: Tensor, signs: Tensor, hashes: int, bits: int) -> Tensor:
+    """(G, n, d) to (G, n, hashes * bits): three times random signs and a Hadamard transform, in place of Gaussian
+    directions.
 
-    Points are filled up with zeros to the width of ``signs`` (G, blocks, 3, width).
+    Points are filled up with zeros to the width of ``signs`` (G, blocks, 3, width); what a block's projections leave
+    over when they are dealt out in ``bits`` is not used, as released.
     """
-    filled = torch.nn.functional.pad(points, (0, signs.shape[-1] - points.shape[-1]))[:, :, None]
+    width = signs.shape[-1]
+    filled = torch.nn.functional.pad(points, (0, width - points.shape[-1]))[:, :, None]
     for step in range(3):  # only signs count, so nothing is scaled
         filled = hadamard(filled * signs[:, None, :, step])
-    return filled.flatten(2)[:, :, :count]
+    return filled[..., : width // bits * bits].flatten(2)[:, :, : hashes * bits]
 
 
 def hash_codes(projections: Tensor, bits: int) -> Tensor:

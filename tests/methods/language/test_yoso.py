@@ -100,14 +100,34 @@ def test_pairs_collide_as_often_as_their_angle_says(fast):
     key = normalize(key + 1.5 * query, dim=-1)
     torch.manual_seed(0)
     if fast:
-        signs = draw_signs(64, 32, 256 * 2)
-        codes = [hash_codes(fast_projections(part, signs, 512), 2) for part in (query, key)]
+        signs = draw_signs(64, 32, 256, 2)
+        codes = [hash_codes(fast_projections(part, signs, 256, 2), 2) for part in (query, key)]
     else:
         codes = codes_of(query, key, 256, 2)
     found = collision_frequency(*codes).flatten()
     expected = collision_probability((query * key).sum(-1).flatten(), 2)
     assert (found - expected).abs().max() < 0.17  # four and a half deviations of 256 draws
     assert (found - expected).mean().abs() < 0.02
+
+
+def test_no_hash_takes_its_bits_from_two_blocks():
+    """As released: of 32 projections two hashes of eleven bits, so five hashes take three blocks."""
+    torch.manual_seed(0)
+    points, signs = unit(2, 4, 30), draw_signs(2, 32, 5, 11)
+    assert signs.shape == (2, 3, 3, 32)
+    found = fast_projections(points, signs, 5, 11)
+    assert found.shape == (2, 4, 55)
+    for block in range(3):
+        alone = torch.nn.functional.pad(points, (0, 2))
+        for step in range(3):
+            alone = hadamard(alone * signs[:, None, block, step])
+        assert torch.equal(found[:, :, 22 * block : 22 * block + 22], alone[:, :, : 22 if block < 2 else 11])
+
+
+def test_more_bits_than_features_fill_the_points_up():
+    layer = CollisionAttention(1, hashes=2, bits=9, fast=True)
+    parts = [torch.randn(1, 1, 5, 6) for _ in range(3)]
+    assert layer(*parts, torch.ones(1, 5, dtype=torch.bool)).isfinite().all()
 
 
 def dense(codes, values, readers):
