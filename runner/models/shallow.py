@@ -1,6 +1,7 @@
 """Networks just large enough for their tasks: one or two convolutions, and linear maps without a non-linearity.
 
 Arnold et al. 2021 (arXiv:1910.13603); the convolutions are those of Sha-Lab/kfo (on CIFAR-FS; CNN4 of learn2learn).
+``lenet_small`` is that of Antoran et al. 2023 (arXiv:2210.04994).
 """
 
 from __future__ import annotations
@@ -54,3 +55,17 @@ def linear(num_classes: int, in_channels: int, widths: tuple[int, ...] = ()) -> 
     sizes = (in_channels, *widths)
     layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
     return FewShotNetwork(nn.Sequential(*layers), sizes[-1], num_classes)
+
+
+def lenet_small(num_classes: int, in_channels: int, channels: tuple[int, ...] = (16, 32, 32)) -> nn.Sequential:
+    """Convolutions with stride 2 and no bias, ReLU and then batch normalisation; features are means over all places.
+
+    The first kernel is 5x5, the others 3x3. LeNetSmall of shreyaspadhy/jaxutils, which cambridge-mlg/sampled-laplace
+    trains on MNIST; PyTorch's own initialisation.
+    """
+    layers: list[nn.Module] = []
+    for layer, (inputs, outputs) in enumerate(pairwise((in_channels, *channels))):
+        size = 3 if layer else 5
+        convolution = nn.Conv2d(inputs, outputs, size, stride=2, padding=size // 2, bias=False)
+        layers += [convolution, nn.ReLU(), nn.BatchNorm2d(outputs)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes))

@@ -25,6 +25,7 @@ from runner.methods.optimization.linearisation import (
 )
 from runner.methods.optimization.linearised_laplace import objective_gradient, rescale_layers
 from runner.models.mlp import GreyPerceptron
+from runner.models.shallow import lenet_small
 
 LAM = 0.7
 
@@ -216,6 +217,14 @@ def test_joint_log_likelihood_of_pairs():
     assert drawn[0].double().mean().item() == pytest.approx(4.5, abs=0.2)
 
 
+def test_the_released_network():
+    network = lenet_small(num_classes=10, in_channels=1)
+    assert sum(item.numel() for item in network.parameters()) == 400 + 4608 + 9216 + 2 * (16 + 32 + 32) + 330
+    assert Linearisation(network).size == 400 + 4608 + 9216 + 330  # without batch normalisation
+    sides = [layer(torch.zeros(1, 1, 28, 28)).shape[-1] for layer in (network[:3], network[:6], network[:9])]
+    assert sides == [14, 7, 4] and network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
 def test_rescaled_layers_compute_the_same():
     torch.manual_seed(0)
     network = GreyPerceptron(num_classes=10, in_channels=3, width=20, activation="relu")
@@ -231,7 +240,13 @@ def test_rescaled_layers_compute_the_same():
 @pytest.mark.parametrize(
     "options",
     [
-        ("method.objective=original", "method.update=function", "method.polyak=null", "method.gradient_limit=1"),
+        (
+            "method.objective=original",
+            "method.update=function",
+            "method.polyak=null",
+            "method.gradient_limit=1",
+            "model=lenet_small",
+        ),
         ("method.g_prior=false", "method.exact=true", "method.rescale=10"),
     ],
 )
