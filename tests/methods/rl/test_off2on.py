@@ -182,10 +182,10 @@ def waves(*shape: int, phase: float = 0.0) -> torch.Tensor:
     return torch.sin(1.7 * torch.arange(math.prod(shape)) + phase).view(shape)
 
 
-def fixed_agent() -> SoftActorCritic:
-    """Two members with the weights of ``waves``, and slow copies that differ."""
-    policy = TanhGaussian(Ensemble([perceptron(3, 4, [8, 8]) for _ in range(2)]), exact=True)
-    found = SoftActorCritic(policy, Critics([perceptron(5, 1, [8, 8]) for _ in range(4)]), -2.0, 0.99)
+def fixed_agent(members: int = 2) -> SoftActorCritic:
+    """Members with the weights of ``waves``, and slow copies that differ."""
+    policy = TanhGaussian(Ensemble([perceptron(3, 4, [8, 8]) for _ in range(members)]), exact=True)
+    found = SoftActorCritic(policy, Critics([perceptron(5, 1, [8, 8]) for _ in range(2 * members)]), -2.0, 0.99)
     with torch.no_grad():
         for number, parameter in enumerate(found.parameters()):
             parameter.copy_(0.5 * waves(*parameter.shape, phase=number))

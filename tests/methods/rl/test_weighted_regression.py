@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_off2on import fixed_agent, waves
 from test_sac import agent, batch
 
 from runner.datasets.transitions import Transitions
 from runner.methods.rl.awac import AWAC
 from runner.methods.rl.iql import IQL, BoundedGaussian, ImplicitAgent, return_scale
 from runner.methods.rl.networks import Ensemble
+from runner.methods.rl.replay import Batch
 from runner.methods.rl.weighted_regression import advantage_weights, expectile_loss, weighted_likelihood_loss
 from runner.models.perceptron import perceptron
 
@@ -96,3 +98,12 @@ def test_iql_takes_its_steps_in_the_order_of_the_authors_code():
     ):
         torch.testing.assert_close(slow, 0.75 * old + 0.25 * new)
     assert not torch.allclose(own.values(data.observations), before.values(data.observations), atol=1e-4)
+
+
+def test_awac_has_the_losses_of_its_reference():
+    """The numbers are what CORL's critic and actor losses gave for these networks and draws (float32)."""
+    data = Batch(waves(6, 3), waves(6, 2, phase=1), waves(6, phase=2), torch.tensor([0.0, 0, 1, 0, 0, 1]), waves(6, 3))
+    own = fixed_agent(1)
+    torch.manual_seed(5)
+    critic, policy = AWAC().losses(own, data)
+    assert (critic.item(), policy.item()) == (pytest.approx(1.1958021, rel=1e-5), pytest.approx(0.9934350, rel=1e-5))
