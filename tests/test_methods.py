@@ -187,9 +187,9 @@ def check_killed(finished, place: Path, moments: list[tuple[int, float]]) -> Non
     assert listing(place / "work") == listing(its_place / "work"), "a killed write left something behind"
 
 
-@pytest.mark.parametrize("finished", METHODS[::4], indirect=True)
+@pytest.mark.parametrize("finished", METHODS[::8], indirect=True)
 def test_killed_at_random_moments_it_ends_with_the_same_bits(finished, tmp_path):
-    """A quarter of the methods; the slow test below kills them all."""
+    """An eighth of the methods; the slow test below kills them all."""
     moments = random.Random(finished[0])
     check_killed(finished, tmp_path, [(moments.choice((0, 1, 2)), moments.uniform(0, 0.05)) for _ in range(3)])
 
