@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.datasets import episode_folder, several
 from runner.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,20 +23,7 @@ if TYPE_CHECKING:
     from runner.datasets.images import Images, Limits
     from runner.schema import DatasetSettings
 
-SETS = (
-    "cifar10",
-    "cifar100",
-    "cifar_fs_episodes",
-    "cub_episodes",
-    "digits",
-    "fashion_mnist",
-    "glyph_episodes",
-    "mini_imagenet_episodes",
-    "omniglot_episodes",
-    "tiered_imagenet_episodes",
-    "tiny_imagenet",
-    "tiny_imagenet_episodes",
-)
+SETS = sorted({*several.SETS, *episode_folder.NAMES, episode_folder.TINY, "glyph_episodes", "omniglot_episodes"})
 
 
 def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:

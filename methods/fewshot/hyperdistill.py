@@ -27,7 +27,7 @@ from torch.func import grad, vmap
 from runner.errors import UserError
 from runner.methods.fewshot.distillation import Distilled, length
 from runner.methods.fewshot.inner_loop import Weights, call, task_loss, use_batch_statistics
-from runner.methods.fewshot.meta_training import save_learner, summary, tested, write_task_scores
+from runner.methods.fewshot.meta_training import save_learner, summaries, tested, write_task_scores
 from runner.optimizers import build_optimizer, learning_rate
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ class HyperDistill:
         save_learner(ctx, learner)
         found = tested(ctx, "test", learner, learner.predict, self.test_tasks)
         write_task_scores(ctx, found[""])
-        metrics = {f"{name}{end}": value for end, rows in found.items() for name, value in summary(rows).items()}
-        metrics["size"] = state["size"]
+        metrics = {**summaries(found), "size": state["size"]}
         ctx.log(**metrics)
         return metrics
 

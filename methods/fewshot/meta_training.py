@@ -79,7 +79,7 @@ def meta_learn(
     save_learner(ctx, learner)
     found = tested(ctx, "test", learner, predict, training.test_tasks, training.batched)
     write_task_scores(ctx, found[""])
-    metrics = {f"{name}{end}": value for end, rows in found.items() for name, value in summary(rows).items()}
+    metrics = summaries(found)
     if best:
         score, last = ("mse" if "mse" in metrics else "accuracy"), copy.deepcopy(learner.state_dict())
         members = []
@@ -220,6 +220,11 @@ def summary(rows: dict[str, Tensor]) -> dict[str, float]:
         "accuracy_binomial_interval": Z * math.sqrt(mean * (1 - mean) / predictions),
         "loss": float(losses.mean()),
     }
+
+
+def summaries(found: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+    """``summary`` of each of ``tested``'s sets; a metric of another set ends with its "_NAME"."""
+    return {f"{name}{end}": value for end, rows in found.items() for name, value in summary(rows).items()}
 
 
 def of_tasks(rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
