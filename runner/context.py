@@ -372,6 +372,7 @@ class Context:
             image_size=self.data.image_size,
             channels=self.data.channels,
             small_image_stem=self.scale.small_image_stem,
+            zero_init_residual=self.recipe.zero_init_residual,
             offline=self.config["offline"],
         )
 

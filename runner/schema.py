@@ -123,6 +123,7 @@ class Recipe:
     channels_last: bool
     gradient_clip: float | None  # maximum norm over all parameters; null: off
     label_smoothing: Fraction
+    zero_init_residual: bool = True  # ResNet's blocks begin as their shortcuts, its classifier with N(0, 0.01)
     accumulation: Positive = (
         1  # batches per optimizer step, their losses averaged; an epoch's last group may be smaller
     )

@@ -98,12 +98,14 @@ def build_model(
     image_size: int,
     channels: int,
     small_image_stem: str,
+    zero_init_residual: bool = True,
     offline: bool = False,
 ) -> nn.Module:
     """The network of ``settings``, initialised from torch's global generator; its weights are loaded if they are named.
 
     Weights of a pruned network resize the network first. ``stem`` and ``padding`` at ``auto`` follow the weights'
-    origin. ``offline`` forbids the download of ImageNet weights. Raises UserError: unknown name, impossible pair,
+    origin. ``zero_init_residual``: see ``runner.models.resnet.ResNet``; other networks have one initialisation.
+    ``offline`` forbids the download of ImageNet weights. Raises UserError: unknown name, impossible pair,
     weights that do not fit or cannot be had.
     """
     settings = resolve(settings, image_size=image_size, small_image_stem=small_image_stem)
@@ -118,6 +120,7 @@ def build_model(
         channels=channels,
         stem=settings.stem,
         padding=settings.padding,
+        zero_init_residual=zero_init_residual,
         image_size=image_size,
     )
     if settings.weights == imagenet.WORD:
@@ -302,6 +305,7 @@ def build_network(
     channels: int,
     stem: str,
     padding: str,
+    zero_init_residual: bool = True,
     image_size: int | None = None,
 ) -> nn.Module:
     """A full-size network from decided settings (no ``auto`` for a zoo network).
@@ -319,6 +323,8 @@ def build_network(
     options = {"stem": stem} if len(entry.stems) > 1 else {}
     if entry.halvings is not None:
         options["padding"] = padding
+    if "zero_init_residual" in inspect.signature(builder).parameters:
+        options["zero_init_residual"] = zero_init_residual
     return builder(**entry.arguments, num_classes=num_classes, in_channels=channels, **options)
 
 

@@ -2,7 +2,7 @@
 
 He et al. 2016, arXiv:1512.03385. Module names and shapes of the ImageNet family are torchvision's, so its weights fit.
 Every shortcut that changes shape is a 1x1 convolution with batch normalisation, in the CIFAR family too, and the
-bottleneck strides on its 3x3 convolution; initialisation follows the EKG card (arXiv:2203.02651, section 3).
+bottleneck strides on its 3x3 convolution.
 Importing this module imports torch; runner.models names the networks without it.
 """
 
@@ -15,7 +15,14 @@ IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 def cifar_resnet(
-    depth: int, width: int = 16, *, stem_width: int | None = None, num_classes: int, in_channels: int, padding: str
+    depth: int,
+    width: int = 16,
+    *,
+    stem_width: int | None = None,
+    num_classes: int,
+    in_channels: int,
+    padding: str,
+    zero_init_residual: bool = True,
 ) -> ResNet:
     """ResNet of ``depth`` = 6n+2: three stages of n basic blocks, of 1, 2 and 4 times ``width`` channels.
 
@@ -31,10 +38,13 @@ def cifar_resnet(
         in_channels=in_channels,
         stem="cifar",
         padding=padding,
+        zero_init_residual=zero_init_residual,
     )
 
 
-def imagenet_resnet(depth: int, *, num_classes: int, in_channels: int, stem: str, padding: str) -> ResNet:
+def imagenet_resnet(
+    depth: int, *, num_classes: int, in_channels: int, stem: str, padding: str, zero_init_residual: bool = True
+) -> ResNet:
     """ResNet-18 or -34 (basic blocks) or -50 (bottlenecks): four stages, widths 64, 128, 256, 512."""
     return ResNet(
         Bottleneck if depth >= 50 else BasicBlock,
@@ -44,6 +54,7 @@ def imagenet_resnet(depth: int, *, num_classes: int, in_channels: int, stem: str
         in_channels=in_channels,
         stem=stem,
         padding=padding,
+        zero_init_residual=zero_init_residual,
     )
 
 
@@ -53,6 +64,10 @@ class ResNet(nn.Module):
     Attributes: ``stem`` is ``imagenet`` (7x7 convolution with stride 2, then max-pooling) or ``cifar`` (3x3, stride 1);
     ``padding`` is ``symmetric`` or ``tensorflow`` (3x3 convolutions with stride 2 pad one row below and one column to
     the right only, which needs even feature maps; the 7x7 stem and the pooling stay symmetric).
+
+    Kernels begin with variance 2 / fan-out. With ``zero_init_residual`` the last scale of every block begins with 0 (a
+    block as its shortcut) and the classifier with N(0, 0.01) (Goyal et al. 2017, arXiv:1706.02677, section 5.1; EKG,
+    arXiv:2203.02651); without it with 1 and PyTorch's own, as in torchvision and the distillation code bases.
     """
 
     def __init__(
@@ -66,6 +81,7 @@ class ResNet(nn.Module):
         in_channels: int,
         stem: str,
         padding: str,
+        zero_init_residual: bool = True,
     ):
         super().__init__()
         self.stem, self.padding = stem, padding
@@ -88,13 +104,14 @@ class ResNet(nn.Module):
             self.add_module(stage, nn.Sequential(*layers))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
-        self._initialise()
+        self._initialise(zero_init_residual)
 
-    def _initialise(self) -> None:
-        """Kernels: variance 2 / fan-out; last scale of each block 0 (a block starts as its shortcut); FC N(0, 0.01)."""
+    def _initialise(self, zero_init_residual: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if not zero_init_residual:
+            return
         for module in self.modules():
             if isinstance(module, BasicBlock | Bottleneck):
                 nn.init.zeros_(module.last_normalisation().weight)

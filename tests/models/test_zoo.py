@@ -60,6 +60,16 @@ def test_a_fresh_block_is_its_shortcut_and_kernels_have_fan_out_variance():
     assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.05) and model.fc.bias.abs().max() == 0
 
 
+def test_without_zero_init_residual_scales_are_1_and_the_classifier_is_pytorchs():
+    settings = ModelSettings(name="resnet20")
+    model = build_model(
+        settings, num_classes=10, image_size=32, channels=3, small_image_stem="cifar", zero_init_residual=False
+    )
+    assert all(block.bn2.weight.min() == 1 for block in model.layer3)
+    largest = model.fc.weight.abs().max().item()  # uniform up to 1 / sqrt(64)
+    assert 0.11 < largest <= 0.125 and model.fc.bias.abs().max() > 0
+
+
 def test_tensorflow_padding_moves_the_window_of_strided_convolutions_only():
     symmetric = build("resnet20", padding="symmetric").eval()
     tensorflow = build("resnet20", padding="tensorflow").eval()
