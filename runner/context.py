@@ -366,13 +366,16 @@ class Context:
     def _built(self, settings: ModelSettings) -> nn.Module:
         from runner.models import build_model
 
+        # After smoke's two steps running statistics are still those of the start: through blocks that are no shortcuts
+        # activations grow beyond all bounds in evaluation.
+        zero_init_residual = self.recipe.zero_init_residual or self.scale.name == "smoke"
         return build_model(
             settings,
             num_classes=self.data.num_classes,
             image_size=self.data.image_size,
             channels=self.data.channels,
             small_image_stem=self.scale.small_image_stem,
-            zero_init_residual=self.recipe.zero_init_residual,
+            zero_init_residual=zero_init_residual,
             offline=self.config["offline"],
         )
 

@@ -123,7 +123,9 @@ class Recipe:
     channels_last: bool
     gradient_clip: float | None  # maximum norm over all parameters; null: off
     label_smoothing: Fraction
-    zero_init_residual: bool = True  # ResNet's blocks begin as their shortcuts, its classifier with N(0, 0.01)
+    zero_init_residual: bool = (
+        True  # ResNet: blocks begin as their shortcuts, the classifier with N(0, 0.01); always at smoke
+    )
     accumulation: Positive = (
         1  # batches per optimizer step, their losses averaged; an epoch's last group may be smaller
     )

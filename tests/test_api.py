@@ -69,7 +69,10 @@ def run_notebook(in_thread: bool) -> int:
     return 0
 
 
-@pytest.mark.parametrize("in_thread", [False, True], ids=["main thread", "another thread"])
+@pytest.mark.parametrize(
+    "in_thread",
+    [pytest.param(False, id="main thread", marks=pytest.mark.slow), pytest.param(True, id="another thread")],
+)
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, in_thread):
     pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)

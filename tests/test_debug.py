@@ -71,6 +71,7 @@ def test_a_breakpoint_in_a_method_is_met(tmp_path):
     shutil.rmtree(result.parents[2])
 
 
+@pytest.mark.slow
 def test_a_trace_changes_nothing_else(tmp_path):
     plain = smoke("scale.max_steps=null", "recipe.batch_size=4", place=tmp_path / "plain")
     traced = smoke("scale.max_steps=null", "recipe.batch_size=4", "profile=true", place=tmp_path / "traced")

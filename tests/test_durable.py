@@ -52,6 +52,7 @@ def test_it_goes_on_from_what_any_kill_leaves(undisturbed, tmp_path, every_secon
     check_all_ended_equal(undisturbed, left)
 
 
+@pytest.mark.slow
 @SAVING
 def test_a_recipe_with_all_options_goes_on_from_what_any_kill_leaves(undisturbed_fit, tmp_path, every_seconds):
     left, method = str(tmp_path / "left"), toy_methods.every_option

@@ -123,6 +123,7 @@ network.train()
     return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_its_products_are_loaded_without_the_package(on_path, tmp_path):
     """A network of the zoo whole, the package's own as an exported program, for evaluation only."""
     import runner as package

@@ -5,6 +5,7 @@ Golden numbers are written anew, where a change of results is meant, by: python 
 
 import dataclasses
 import fcntl
+import functools
 import json
 import math
 import os
@@ -34,6 +35,7 @@ GOLDEN = Path(__file__).parent / "golden"
 # Values that move by rounding alone from one processor to another; a search's decisions can tip, a loss cannot.
 GOLDEN_METHODS = ["supervised"]
 KILLED_MOST = ("ekg", "ekg_search", "maml", "sac", "supervised")  # with several seeds: they use all verbs, cells too
+PARTS = 16  # of the models and data sets, for one method each
 CPU_SECONDS = 2.0  # of a smoke run beyond imports
 
 
@@ -66,12 +68,13 @@ def finished(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_config_has_the_fields_of_the_class(method):
-    """So `--cfg job` shows all there is, and no setting is dead."""
+def test_the_config_has_the_fields_of_the_class_and_at_paper_scale_their_defaults(method):
+    """So `--cfg job` shows all there is, no setting is dead, and the class says the paper's."""
     section = compose([f"method={method}", "scale=paper"]).config["method"]
     target = load_target(section.pop("target"))
     assert section.pop("name") == method
     assert {name for name, _ in flatten(section)} == set(leaves(target))
+    assert dict(flatten(section)) == dict(flatten(json.loads(json.dumps(dataclasses.asdict(target())))))
 
 
 def leaves(cls: type, prefix: str = ""):
@@ -84,25 +87,19 @@ def leaves(cls: type, prefix: str = ""):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_paper_settings_of_the_config_are_the_defaults_of_the_class(method):
-    section = compose([f"method={method}", "scale=paper"]).config["method"]
-    fields = {name: value for name, value in section.items() if name not in ("name", "target")}
-    defaults = dataclasses.asdict(load_target(section["target"])())
-    assert dict(flatten(fields)) == dict(flatten(json.loads(json.dumps(defaults))))
-
-
-@pytest.mark.parametrize("method", METHODS)
 def test_it_composes_with_models_and_data_sets_of_its_kinds(method):
-    models, datasets = fitting(method)
-    # every method with an eighth of them, all of them by the methods together
-    count = max(len(models), len(datasets))
-    for number in range(METHODS.index(method) % min(8, count), count, 8):
-        model, dataset = models[number % len(models)], datasets[number % len(datasets)]
+    mine = []
+    for kind, names in enumerate(fitting(method)):  # a part of them; the methods that take the same share them out
+        alike = [name for name in METHODS if fitting(name)[kind] == names]
+        mine.append(names[alike.index(method) % len(names) :: min(PARTS, len(alike))])
+    for number in range(max(map(len, mine))):
+        model, dataset = (names[number % len(names)] for names in mine)
         composed = compose([f"method={method}", f"model={model}", f"dataset={dataset}", "scale=paper"])
         settings = validate(composed.config, composed.origin)
         assert (settings.model.name, settings.dataset.name) == (model, dataset)
 
 
+@functools.cache
 def fitting(method: str) -> tuple[list[str], list[str]]:
     """The models and the data sets that a method takes. A network that no zoo lists may be for any kind of data."""
     said = describe(method, search_path())
@@ -167,9 +164,9 @@ def test_the_product_that_is_loaded_predicts_what_the_run_measured(finished):
     assert found == pytest.approx({name: answer.result["metrics"][name] for name in found}, abs=1e-5)
 
 
-@pytest.mark.parametrize("finished", METHODS[2::4], indirect=True)
+@pytest.mark.parametrize("finished", METHODS[2::8], indirect=True)
 def test_the_same_bits_again(finished, tmp_path):
-    """A quarter of the methods; the slow test below compares all with what is killed."""
+    """An eighth of the methods; the slow test below compares all with what is killed."""
     method, answer, _ = finished
     assert outcome(run(method, tmp_path, "checkpoint.every_seconds=0")) == outcome(answer)
 
@@ -187,9 +184,9 @@ def check_killed(finished, place: Path, moments: list[tuple[int, float]]) -> Non
     assert listing(place / "work") == listing(its_place / "work"), "a killed write left something behind"
 
 
-@pytest.mark.parametrize("finished", METHODS[::8], indirect=True)
+@pytest.mark.parametrize("finished", METHODS[::16], indirect=True)
 def test_killed_at_random_moments_it_ends_with_the_same_bits(finished, tmp_path):
-    """An eighth of the methods; the slow test below kills them all."""
+    """A sixteenth of the methods; the slow test below kills them all."""
     moments = random.Random(finished[0])
     check_killed(finished, tmp_path, [(moments.choice((0, 1, 2)), moments.uniform(0, 0.05)) for _ in range(3)])
 

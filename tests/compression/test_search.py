@@ -82,7 +82,7 @@ def test_trimmed_otsu_needs_three_values(count, enough):
 # -- the early stop and the stored activations -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("knowledge", ["none", "single", "ensemble"])
 def test_decisions_equal_those_of_complete_evaluations(seed, knowledge):
     arguments = {"seed": seed, "knowledge": knowledge, "batch_size": 16, "target": 0.6}
@@ -91,7 +91,7 @@ def test_decisions_equal_those_of_complete_evaluations(seed, knowledge):
     torch.testing.assert_close(fast.knowledge, complete.knowledge)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_the_early_stop_skips_work_and_changes_nothing(seed):
     arguments = {"seed": seed, "sharp": 40.0, "batch_size": 8, "target": 0.6}
     fast, complete = make_search(**arguments), make_search(cls=CompleteSearch, **arguments)

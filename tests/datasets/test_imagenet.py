@@ -228,6 +228,7 @@ def words(folder: Path, *more: str) -> tuple[str, ...]:
     return ("method=supervised", "model=resnet20", *short, "scale.max_steps=4", "recipe.batch_size=4", *more)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_other_workers_it_ends_with_the_same_bits(folder, tmp_path):
     undisturbed = runner(*words(folder, "hardware.workers=0"), place=tmp_path / "undisturbed")
     assert undisturbed.code == 0, undisturbed.err
@@ -275,6 +276,7 @@ def test_two_processes_read_what_one_reads(folder, tmp_path):
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
 
 
+@pytest.mark.slow
 def test_a_method_with_a_search_runs_on_it(folder, tmp_path):
     command = [word for word in words(folder, "hardware.workers=0") if not word.startswith("method=")]
     answer = runner("method=ekg", *command, place=tmp_path)

@@ -20,6 +20,7 @@ def test_the_front_is_what_nothing_beats(points, sign):
     assert front(points, sign) == sorted({point for point in points if not beaten(point)})
 
 
+@pytest.mark.slow
 def test_pictures_by_data_set_scale_and_machine(runs, capsys):
     pytest.importorskip("matplotlib")
     assert main(["report", str(runs), "--figures"]) == 0

@@ -43,6 +43,7 @@ def test_jobs_of_one_key_are_one_cell(tmp_path):
     assert len(cells) == 4 and len(set(cells)) == 2 and cells[0] is cells[2]
 
 
+@pytest.mark.slow
 def test_slots_times_threads_stay_within_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr("runner.sweep.layout.usable_cores", lambda: 8)
     monkeypatch.setattr("runner.sweep.layout.visible_gpus", lambda: 2)

@@ -80,6 +80,7 @@ def test_equal_tracebacks_stop_the_queue_and_a_first_failure_when_asked(tmp_path
     assert grid.status(0)["state"] == "stopped", "it was asked to save"
 
 
+@pytest.mark.slow
 def test_three_copies_of_one_command_share_the_grid(tmp_path):
     grid = Grid(tmp_path, cells=5)
     commands = [grid.start("hardware.slots=2", "method.seconds=0.2") for _ in range(3)]
@@ -130,6 +131,7 @@ def test_a_signal_lets_cells_save_and_the_same_command_goes_on(tmp_path, number)
     assert grid.status(0)["attempt"] == 2 and grid.computed() == [1] * 4
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(tmp_path):
     grid = Grid(tmp_path, cells=2, target="user_methods:Stubborn")
     command = grid.start("hardware.slots=1")

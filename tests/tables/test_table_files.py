@@ -31,9 +31,9 @@ SMALL = {  # embedded, generated, or named by the table that needs it
 
 
 def scale_of_every_table() -> list:
-    """At paper scale tables are large: the slow tests compose them."""
+    """Of all scales the slow tests; at desk scale, which is composed by itself, all tests."""
     return [
-        pytest.param(name, scale, marks=[pytest.mark.slow] if scale == "paper" else [])
+        pytest.param(name, scale, marks=[] if scale == "desk" else [pytest.mark.slow])
         for name in TABLES
         for scale in read_table(name).scales
     ]

@@ -137,10 +137,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(overrides, word
 @pytest.mark.parametrize(
     ("method", "teacher", "student"),
     [
-        ("fitnet", "mobilenet_v2_half", "wrn_10_4"),
-        ("nst", "vgg8", "shufflenet_v2"),
+        pytest.param("fitnet", "mobilenet_v2_half", "wrn_10_4", marks=pytest.mark.slow),
+        pytest.param("nst", "vgg8", "shufflenet_v2", marks=pytest.mark.slow),
         ("vid", "resnet8", "vgg8"),
-        ("overhaul", "wrn_16_1", "mobilenet_v2_half"),
+        pytest.param("overhaul", "wrn_16_1", "mobilenet_v2_half", marks=pytest.mark.slow),
         ("crd", "shufflenet_v2", "resnet18"),
     ],
 )
@@ -151,7 +151,9 @@ def test_networks_of_different_families_make_a_pair(method, teacher, student, tm
 
 
 @pytest.mark.parametrize("recipe", ["sib", "tf2"])
-@pytest.mark.parametrize("method", ["fitnet", "factor_transfer", "vid", "kd_svd"])
+@pytest.mark.parametrize(
+    "method", ["fitnet", "vid", *(pytest.param(name, marks=pytest.mark.slow) for name in ("factor_transfer", "kd_svd"))]
+)
 def test_the_forms_of_other_code_bases_train(method, recipe, tmp_path):
     answer = runner(f"method={method}", *SMOKE, f"recipe={recipe}", place=tmp_path)
     assert answer.code == 0, answer.err

@@ -108,7 +108,9 @@ def test_the_student_of_kd_plus_learns_from_the_teacher_that_it_teaches(table):
     assert settings["teacher_weight"] == settings["shadow_labels_weight"] == settings["shadow_imitation_weight"] == 0
 
 
-@pytest.mark.parametrize("shadow", ["student", "whole_teacher", "none"])
+@pytest.mark.parametrize(
+    "shadow", ["student", *(pytest.param(name, marks=pytest.mark.slow) for name in ("whole_teacher", "none"))]
+)
 def test_every_kind_of_shadow_trains(tmp_path, shadow):
     answer = runner("method=shake", *SMOKE, f"method.shadow={shadow}", place=tmp_path)
     assert answer.code == 0, answer.err
