@@ -33,11 +33,13 @@ def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:
 
 
 def with_test_sets(data: EpisodeData, settings: DatasetSettings, limits: Limits, data_root: Path) -> EpisodeData:
-    """``data``, in ``elsewhere`` the same for each of ``settings.episodes.test_sets``, with its test tasks.
+    """``data``, in ``elsewhere`` the same for each of ``settings.episodes.test_sets``, with its test tasks of images.
 
     Raises:
         UserError: too few classes or images for the tasks, or colour images for a network that is trained on grey ones.
     """
+    if settings.episodes is None or not settings.episodes.test_sets:
+        return data
     found = {}
     for module, other in _others(settings, data.image_size):
         test, name = _test_images(module, other, data, limits, data_root)
@@ -74,7 +76,7 @@ def _others(settings: DatasetSettings, size: int | None) -> Iterator[tuple[Modul
     """Module and settings of every set to test on. Raises UserError: there is none of that name, or it is the own."""
     from runner.datasets import MODULES
 
-    for name in [] if settings.episodes is None else settings.episodes.test_sets:
+    for name in settings.episodes.test_sets:
         if name not in SETS:
             raise UserError(
                 f"dataset.episodes.test_sets: there is no set '{name}' to test on; {did_you_mean(str(name), SETS)}"

@@ -32,6 +32,8 @@ ROTATION_SEED = 123
 def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:
     if settings.path is not None:
         raise UserError(f"dataset.path={settings.path}: linear tasks are generated")
+    if settings.episodes is not None and settings.episodes.test_sets:
+        raise UserError("dataset.episodes.test_sets: only for tasks of images; leave it out with dataset=linear_tasks")
 
 
 def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> LinearTasks:

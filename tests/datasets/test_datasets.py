@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
-from runner.datasets import MODULES, check_dataset, load_data, settings_class
+from runner.datasets import MODULES, check_dataset, kind_of, load_data, settings_class
 from runner.errors import UserError
 from runner.schema import AugmentationSettings, DatasetSettings
 
@@ -52,6 +52,22 @@ def test_every_set_has_a_whole_and_valid_config(name):
     if settings is DatasetSettings:
         assert set(config["augmentation"]) == set(AugmentationSettings.__dataclass_fields__)
     assert TypeAdapter(settings).validate_python(config).name == name
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_set_that_needs_no_files_is_read(name, scale, tmp_path):
+    """Embedded and generated ones, by their own configs; of tasks one is drawn from every split."""
+    settings = TypeAdapter(settings_class(name)).validate_python(
+        OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    )
+    try:
+        data = load_data(settings, scale("smoke", train=40, test=20), data_root=tmp_path, offline=True)
+    except UserError as problem:
+        assert any(word in str(problem) for word in ("is not in", "bring it", "needs", "to your", "set:", "not set"))
+        return
+    if kind_of(settings) == "episodes":
+        for split in ("train", "validation", "test"):
+            assert len(data.task(split, 0).support) > 0
 
 
 def test_every_config_has_a_module():

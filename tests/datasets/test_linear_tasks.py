@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from runner.datasets import check_dataset
 from runner.datasets.linear_tasks import LinearTasks, load
 from runner.errors import UserError
 from runner.schema import DatasetSettings, EpisodeSettings
@@ -47,3 +48,9 @@ def test_a_task_is_a_function_of_seed_split_and_number():
 def test_other_numbers_of_classes_are_refused():
     with pytest.raises(UserError, match="ways=2"):
         load(DatasetSettings(name="linear_tasks", episodes=EpisodeSettings(ways=5)), None, None)
+
+
+def test_tasks_of_images_to_test_on_are_refused():
+    settings = DatasetSettings(name="linear_tasks", episodes=EpisodeSettings(ways=2, test_sets=["glyph_episodes"]))
+    with pytest.raises(UserError, match="only for tasks of images"):
+        check_dataset(settings, "data", offline=True)
