@@ -224,6 +224,10 @@ class Durable:
     def save(self, loop: Loop, *, finished: bool) -> None:
         """Stores where ``loop`` stands, all tracked and random state."""
         self._check_finite(loop)
+        loop.saved_inside = False
+        for outer in self._stack:
+            if outer is not loop and isinstance(outer, Loop):
+                outer.saved_inside = True
         random = randomness.capture() if loop.parts is None else loop.parts.random_state()
         if self.ranks is not None:
             for name, item in self._tracked_modules():
@@ -263,7 +267,8 @@ class Durable:
         if self.trace is not None:
             self.trace.after_step(loop)
         stop = self.stop_requested()
-        due = time.monotonic() - self._last_save >= self.every_seconds
+        # A loop inside is the first to find saving due, step after step: what it saved belongs to a step that is over.
+        due = loop.saved_inside or time.monotonic() - self._last_save >= self.every_seconds
         if self.ranks is not None:
             stop, due = self.ranks.agree(stop, due)
         if stop or due:
