@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import forked
 import pytest
-import toy_methods
 import torch
+import toy_methods
 
 from runner.checkpoints import Checkpoints
 from runner.durable import Durable
