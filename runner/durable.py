@@ -229,6 +229,7 @@ class Durable:
             if outer is not loop and isinstance(outer, Loop):
                 outer.saved_inside = True
         random = randomness.capture() if loop.parts is None else loop.parts.random_state()
+        pending = self._read(loop, loop.pending)
         if self.ranks is not None:
             for name, item in self._tracked_modules():
                 self.ranks.check_equal(name, item)
@@ -245,6 +246,7 @@ class Durable:
                 "seconds": loop.seconds(),
                 "state": {name: read_state(name, item) for name, item in self._tracked.items()},
                 "random": random,
+                "pending": pending,
                 "metrics_position": self.observer.position(),
             },
         )

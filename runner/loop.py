@@ -86,6 +86,7 @@ class Loop:
             durable.restore(record)
             self.epoch, self.offset, self.position = record["epoch"], record["offset"], record["position"]
             self._seconds_before = record["seconds"]
+            self.pending = record.get("pending", {})
             if record["finished"]:
                 durable.note_seconds(self.path, self._seconds_before)
                 return

@@ -143,7 +143,7 @@ class Clock:
         self.ticks += 1
 
 
-def nested(folder: Path, clock: Clock) -> list[float]:
+def nested(folder: Path, clock: Clock, log_every: int = 1) -> list[float]:
     """Six steps with an inner loop of ten seconds each; saves every seven seconds."""
     folder.mkdir(exist_ok=True)
     observer = toy_methods.FileObserver(folder / "metrics.jsonl")
@@ -153,7 +153,7 @@ def nested(folder: Path, clock: Clock) -> list[float]:
         checkpoints=Checkpoints(folder / "checkpoints", observer.say),
         observer=observer,
         every_seconds=7,
-        log_every=1,
+        log_every=log_every,
     )
     drawn: list[float] = []
     ctx.track(drawn=drawn)
@@ -162,6 +162,8 @@ def nested(folder: Path, clock: Clock) -> list[float]:
             clock.tick()
             drawn.append(torch.rand(()).item())
             ctx.log(drawn=drawn[-1])
+            if len(drawn) % 10 == 6:
+                ctx.log(seldom=torch.tensor(float(len(drawn))))
     ctx.finish()
     observer.metrics.close()
     return drawn
@@ -179,4 +181,20 @@ def test_a_loop_around_others_that_save_is_saved_too(tmp_path, monkeypatch):
     clock.ticks, clock.end = 0, None
     assert nested(tmp_path / "killed", clock) == expected
     assert clock.ticks <= 2 + 7
+    assert record(tmp_path / "killed") == record(tmp_path / "undisturbed")
+
+
+def test_what_was_logged_and_not_yet_written_survives_a_kill(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("runner.durable.time", SimpleNamespace(monotonic=lambda: clock.now))
+    nested(tmp_path / "undisturbed", clock, log_every=4)
+    clock.now, clock.ticks, clock.end = (
+        0.0,
+        0,
+        27.0,
+    )  # logged in step 6 of an inner loop, saved in step 7, to be written in step 8
+    with pytest.raises(InterruptedError):
+        nested(tmp_path / "killed", clock, log_every=4)
+    clock.end = None
+    nested(tmp_path / "killed", clock, log_every=4)
     assert record(tmp_path / "killed") == record(tmp_path / "undisturbed")
