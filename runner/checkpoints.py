@@ -34,7 +34,7 @@ def encode(value: Any, where: str = "value") -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach()
     if isinstance(value, numpy.ndarray):
-        return {"__numpy__": torch.from_numpy(numpy.ascontiguousarray(value))}
+        return {"__numpy__": torch.from_numpy(numpy.asarray(value, order="C"))}
     if isinstance(value, numpy.generic):
         return value.item()
     if isinstance(value, dict):

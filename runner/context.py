@@ -211,9 +211,11 @@ class Context:
         """The network of a ``supervised`` cell with its own key, seed and recipe (the config section ``role``).
 
         ``model.weights`` (of the role's own model, where the section has one) takes its place when it is set. The
-        network is on the device, in training mode, trainable.
+        network is on the device, in training mode, trainable; ``normalisation`` ({mean, std} on the 0-255 scale) is
+        what it was trained with, None where nothing says it.
         """
         from runner.cells import run_cell
+        from runner.models import weights_origin
         from runner.plan import role_config
         from runner.product import load
 
@@ -225,7 +227,10 @@ class Context:
                     "train it first by method=supervised with the same model settings, then give that run's folder as "
                     "model.weights"
                 )
-            return self.model(None if settings is self.settings.model else role)
+            network = self.model(None if settings is self.settings.model else role)
+            origin = weights_origin(settings)
+            network.normalisation = origin.normalisation if origin is not None else None  # as of a network of a cell
+            return network
         cell = run_cell(self, role_config(self.config, role, self.launch.search_path), as_role=role)
         return self._placed(load(cell.folder / "artifacts" / "model"))
 

@@ -224,7 +224,12 @@ class Durable:
     def save(self, loop: Loop, *, finished: bool) -> None:
         """Stores where ``loop`` stands, all tracked and random state."""
         self._check_finite(loop)
+        loop.saved_inside = False
+        for outer in self._stack:
+            if outer is not loop and isinstance(outer, Loop):
+                outer.saved_inside = True
         random = randomness.capture() if loop.parts is None else loop.parts.random_state()
+        pending = self._read(loop, loop.pending)
         if self.ranks is not None:
             for name, item in self._tracked_modules():
                 self.ranks.check_equal(name, item)
@@ -241,6 +246,7 @@ class Durable:
                 "seconds": loop.seconds(),
                 "state": {name: read_state(name, item) for name, item in self._tracked.items()},
                 "random": random,
+                "pending": pending,
                 "metrics_position": self.observer.position(),
             },
         )
@@ -263,7 +269,8 @@ class Durable:
         if self.trace is not None:
             self.trace.after_step(loop)
         stop = self.stop_requested()
-        due = time.monotonic() - self._last_save >= self.every_seconds
+        # A loop inside is the first to find saving due, step after step: what it saved belongs to a step that is over.
+        due = loop.saved_inside or time.monotonic() - self._last_save >= self.every_seconds
         if self.ranks is not None:
             stop, due = self.ranks.agree(stop, due)
         if stop or due:

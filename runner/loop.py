@@ -64,6 +64,7 @@ class Loop:
         self.pending: dict[str, Any] = {}  # logged in this step, not yet read
         self.shown: dict[str, float] = {}  # last values read
         self.parts: Parts | None = None  # of batches that ranks share
+        self.saved_inside = False  # a loop inside saved in the current step
         self._seconds_before = 0.0
         self._started = 0.0
 
@@ -85,6 +86,7 @@ class Loop:
             durable.restore(record)
             self.epoch, self.offset, self.position = record["epoch"], record["offset"], record["position"]
             self._seconds_before = record["seconds"]
+            self.pending = record.get("pending", {})
             if record["finished"]:
                 durable.note_seconds(self.path, self._seconds_before)
                 return

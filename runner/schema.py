@@ -14,6 +14,7 @@ from pydantic import Field
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(kw_only=True)
@@ -97,8 +98,8 @@ class ScheduleSettings:
     """How the learning rate moves; formulas and sources stand at ``runner.optimizers.learning_rate``."""
 
     name: Literal["constant", "step", "cosine", "linear", "polynomial", "one_cycle", "cosine_after_warmup"]
-    milestones: list[float] = field(default_factory=list)  # fractions of all epochs, rounded down to whole epochs
-    factor: float = 0.1  # learning rate multiplier at each milestone
+    milestones: list[Share] = field(default_factory=list)  # fractions of all epochs, rounded down to whole epochs
+    factor: Annotated[float, Field(gt=0)] = 0.1  # learning rate multiplier at each milestone
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     power: Annotated[float, Field(gt=0)] = 1.0  # of the polynomial schedule
 
@@ -121,7 +122,7 @@ class Recipe:
     drop_last: bool
     evaluation_batch_size: Positive
     channels_last: bool
-    gradient_clip: float | None  # maximum norm over all parameters; null: off
+    gradient_clip: Annotated[float, Field(gt=0)] | None  # maximum norm over all parameters; null: off
     label_smoothing: Fraction
     zero_init_residual: bool = (
         True  # ResNet: blocks begin as their shortcuts, the classifier with N(0, 0.01); always at smoke

@@ -49,6 +49,14 @@ def test_arrays_and_tensors_come_back_to_the_bit(tmp_path):
     assert read_tensor.dtype == tensor.dtype
 
 
+def test_arrays_keep_their_shape(tmp_path):
+    for array in (numpy.array(2.5), numpy.zeros((0, 3)), numpy.arange(6.0).reshape(2, 3).T[::-1]):
+        found = written_and_read(array, tmp_path)
+        assert isinstance(found, numpy.ndarray)
+        assert found.shape == array.shape
+        assert (found == array).all()
+
+
 @pytest.mark.parametrize("value", [Stage.FIRST, len, [Stage.FIRST], {"stage": Stage.FIRST}], ids=repr)
 def test_what_loading_would_refuse_is_refused_when_it_is_written(value):
     with pytest.raises(TypeError, match="only tensors, numbers, text and plain containers"):

@@ -2,10 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
+import torch
 import toy_methods
+
+from runner.checkpoints import Checkpoints
+from runner.durable import Durable
 
 
 def finish(folder: Path, kill_at=None, every_seconds=0.0) -> dict:
@@ -123,3 +128,73 @@ def test_every_stored_file_may_be_corrupt(undisturbed, tmp_path):
     for path in (tmp_path / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     assert finish(tmp_path)["digest"] == expected["digest"]
+
+
+class Clock:
+    """A second passes at every ``tick``; a process dies at the time ``end``."""
+
+    def __init__(self) -> None:
+        self.now, self.ticks, self.end = 0.0, 0, None
+
+    def tick(self) -> None:
+        if self.now == self.end:
+            raise InterruptedError
+        self.now += 1
+        self.ticks += 1
+
+
+def nested(folder: Path, clock: Clock, log_every: int = 1) -> list[float]:
+    """Six steps with an inner loop of ten seconds each; saves every seven seconds."""
+    folder.mkdir(exist_ok=True)
+    observer = toy_methods.FileObserver(folder / "metrics.jsonl")
+    ctx = Durable(
+        seed=3,
+        device=torch.device("cpu"),
+        checkpoints=Checkpoints(folder / "checkpoints", observer.say),
+        observer=observer,
+        every_seconds=7,
+        log_every=log_every,
+    )
+    drawn: list[float] = []
+    ctx.track(drawn=drawn)
+    for _ in ctx.loop("outer", 6):
+        for _ in ctx.loop("inner", 10):
+            clock.tick()
+            drawn.append(torch.rand(()).item())
+            ctx.log(drawn=drawn[-1])
+            if len(drawn) % 10 == 6:
+                ctx.log(seldom=torch.tensor(float(len(drawn))))
+    ctx.finish()
+    observer.metrics.close()
+    return drawn
+
+
+def test_a_loop_around_others_that_save_is_saved_too(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("runner.durable.time", SimpleNamespace(monotonic=lambda: clock.now))
+    expected = nested(tmp_path / "undisturbed", clock)
+    clock.now, clock.ticks, clock.end = 0.0, 0, 58.0
+    with pytest.raises(InterruptedError):
+        nested(tmp_path / "killed", clock)
+    stored = {path.name.partition(".0")[0] for path in (tmp_path / "killed" / "checkpoints").iterdir()}
+    assert stored == {"loop.outer", "loop.outer%5B5%5D%2Finner"}  # none of steps that are over
+    clock.ticks, clock.end = 0, None
+    assert nested(tmp_path / "killed", clock) == expected
+    assert clock.ticks <= 2 + 7
+    assert record(tmp_path / "killed") == record(tmp_path / "undisturbed")
+
+
+def test_what_was_logged_and_not_yet_written_survives_a_kill(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("runner.durable.time", SimpleNamespace(monotonic=lambda: clock.now))
+    nested(tmp_path / "undisturbed", clock, log_every=4)
+    clock.now, clock.ticks, clock.end = (
+        0.0,
+        0,
+        27.0,
+    )  # logged in step 6 of an inner loop, saved in step 7, to be written in step 8
+    with pytest.raises(InterruptedError):
+        nested(tmp_path / "killed", clock, log_every=4)
+    clock.end = None
+    nested(tmp_path / "killed", clock, log_every=4)
+    assert record(tmp_path / "killed") == record(tmp_path / "undisturbed")

@@ -38,6 +38,9 @@ def test_sections_are_typed(config):
     assert settings.checkpoint.every_seconds == 30
 
 
+SHARE = "expected a number >= 0 and <= 1"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
@@ -48,14 +51,22 @@ def test_sections_are_typed(config):
         ("recipe.epochs", None, "recipe.epochs: expected an integer > 0, got null"),
         ("recipe.drop_last", 1, "recipe.drop_last: expected true or false, got 1"),
         ("recipe.label_smoothing", 1.0, "recipe.label_smoothing: expected a number >= 0 and < 1, got 1.0"),
-        ("recipe.gradient_clip", "1", "recipe.gradient_clip: expected a number or null, got '1'"),
+        ("recipe.gradient_clip", "1", "recipe.gradient_clip: expected a number > 0 or null, got '1'"),
+        ("recipe.gradient_clip", -1, "recipe.gradient_clip: expected a number > 0 or null, got -1"),
         (
             "recipe.optimizer.name",
             "sdg",
             "recipe.optimizer.name: expected one of sgd, sgd_tensorflow, adam, adamw, got 'sdg'",
         ),
-        ("recipe.schedule.milestones", [0.1, "x"], "recipe.schedule.milestones[1]: expected a number, got 'x'"),
-        ("recipe.schedule.milestones", 3, "recipe.schedule.milestones: expected a list of numbers, got 3"),
+        ("recipe.schedule.milestones", [0.1, "x"], f"recipe.schedule.milestones[1]: {SHARE}, got 'x'"),
+        (
+            "recipe.schedule.milestones",
+            [30, 60],
+            f"recipe.schedule.milestones[0]: {SHARE}, got 30 (and 1 more like it)",
+        ),
+        ("recipe.schedule.milestones", 3, "recipe.schedule.milestones: expected a list, got 3"),
+        ("recipe.schedule.factor", 0, "recipe.schedule.factor: expected a number > 0, got 0"),
+        ("tracking.tags", 3, "tracking.tags: expected a list of texts, got 3"),
         ("recipe.optimizer", 3, "recipe.optimizer: expected a mapping of keys to values, got 3"),
         ("tracking.project", 3, "tracking.project: expected a text, got 3"),
         ("model.stem", 5, "model.stem: expected one of auto, imagenet, cifar, got 5"),

@@ -70,6 +70,19 @@ def test_without_zero_init_residual_scales_are_1_and_the_classifier_is_pytorchs(
     assert 0.11 < largest <= 0.125 and model.fc.bias.abs().max() > 0
 
 
+def test_a_network_built_by_the_zoos_function_follows_the_recipe_too():
+    settings = ModelSettings(
+        name="resnet20_narrow",
+        target="runner.models.resnet:cifar_resnet",
+        arguments={"depth": 8, "width": 8, "padding": "symmetric"},
+    )
+    sizes = {"num_classes": 10, "image_size": 32, "channels": 3, "small_image_stem": "cifar"}
+    follows = build_model(settings, **sizes, zero_init_residual=False)
+    assert follows.layer3[0].bn2.weight.min() == 1
+    settings.arguments["zero_init_residual"] = True  # what is set for this network wins
+    assert build_model(settings, **sizes, zero_init_residual=False).layer3[0].bn2.weight.max() == 0
+
+
 def test_tensorflow_padding_moves_the_window_of_strided_convolutions_only():
     symmetric = build("resnet20", padding="symmetric").eval()
     tensorflow = build("resnet20", padding="tensorflow").eval()

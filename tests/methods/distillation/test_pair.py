@@ -11,11 +11,13 @@ from torch import nn
 
 import runner as package
 from runner.compose import compose
+from runner.context import Context
 from runner.datasets.images import Normalisation
 from runner.errors import UserError
 from runner.methods.distillation import pair
 from runner.plan import plan, role_config
 from runner.registry import choices, search_path
+from runner.schema import ModelSettings
 
 SMOKE = ("scale=smoke", "hardware=cpu", "dataset=digits", "model=resnet8", "teacher.model=resnet20")
 
@@ -78,6 +80,19 @@ def test_a_teacher_sees_images_as_it_was_trained_on_them():
     frozen = pair.frozen(ctx(1), teacher)
     assert torch.allclose(frozen(images), expected, atol=1e-6)
     assert not frozen.training and not frozen.weight.requires_grad
+
+
+def test_a_teacher_given_by_its_weights_says_how_it_was_trained(tmp_path):
+    trained = {"mean": [110.0], "std": [25.0]}
+    (tmp_path / "teacher.safetensors").touch()
+    (tmp_path / "teacher.safetensors.json").write_text(json.dumps({"normalisation": trained}))
+    own = ModelSettings(name="resnet8", weights=str(tmp_path / "teacher.safetensors"))
+    ctx = SimpleNamespace(
+        settings=SimpleNamespace(model=ModelSettings(name="resnet8")),
+        role_model=lambda role: own,
+        model=lambda role: nn.Identity(),
+    )
+    assert Context.trained_model(ctx, "teacher").normalisation == trained
 
 
 def test_the_students_settings_are_not_the_teachers():
