@@ -310,12 +310,16 @@ def build_network(
 ) -> nn.Module:
     """A full-size network from decided settings (no ``auto`` for a zoo network).
 
-    ``image_size`` is passed on to a function of ``target`` that has a parameter of this name.
+    ``image_size`` and ``zero_init_residual`` are passed on to a function of ``target`` that has parameters of these
+    names; an argument of its own wins over the second.
     """
     if target:
         given = {"num_classes": num_classes, "in_channels": channels, **arguments}
-        if "image_size" in inspect.signature(import_target(target)).parameters:
+        taken = inspect.signature(import_target(target)).parameters
+        if "image_size" in taken:
             given["image_size"] = image_size
+        if "zero_init_residual" in taken:
+            given.setdefault("zero_init_residual", zero_init_residual)
         return _foreign_network(target, given)
     entry = zoo_entry(name)
     module, function = entry.builder.split(":")

@@ -70,6 +70,19 @@ def test_without_zero_init_residual_scales_are_1_and_the_classifier_is_pytorchs(
     assert 0.11 < largest <= 0.125 and model.fc.bias.abs().max() > 0
 
 
+@pytest.mark.parametrize("own, expected", [({}, 1), ({"zero_init_residual": True}, 0)])
+def test_zero_init_residual_reaches_a_function_that_takes_it(own, expected):
+    settings = ModelSettings(
+        name="narrow",
+        target="runner.models.resnet:cifar_resnet",
+        arguments={"depth": 8, "width": 4, "padding": "symmetric", **own},
+    )
+    model = build_model(
+        settings, num_classes=10, image_size=32, channels=3, small_image_stem="cifar", zero_init_residual=False
+    )
+    assert all((block.bn2.weight == expected).all() for block in model.layer3)
+
+
 def test_tensorflow_padding_moves_the_window_of_strided_convolutions_only():
     symmetric = build("resnet20", padding="symmetric").eval()
     tensorflow = build("resnet20", padding="tensorflow").eval()
