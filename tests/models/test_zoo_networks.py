@@ -63,6 +63,11 @@ def test_networks_of_the_distillation_benchmark(name, params):
     assert trained_numbers(build(name, num_classes=100)) == params
 
 
+def test_the_benchmarks_mobilenet_has_no_upper_limit():
+    activations = {type(module) for module in build("mobilenet_v2_half").modules() if "ReLU" in type(module).__name__}
+    assert activations == {nn.ReLU}  # RepDistiller, SHAKE and CheckpointKD alike
+
+
 def test_pre_activation_shortcuts():
     model = build("wrn_16_2").eval()
     first, second = model.layer2[0], model.layer2[1]
