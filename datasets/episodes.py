@@ -90,6 +90,7 @@ class EpisodeData:
         for other in self.elsewhere.values():
             other.test = other.test.to(device)
             other.train = self.train  # whose device the normalisation takes
+            other.normalisation = self.normalisation  # that of given weights comes after reading
         return self
 
     def describe(self) -> str:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from runner.datasets import check_dataset, load_data
 from runner.datasets.glyphs import glyphs
+from runner.datasets.images import Normalisation
 from runner.errors import UserError
 from runner.schema import DatasetSettings, EpisodeSettings
 
@@ -91,3 +92,10 @@ def test_what_cannot_be_tested_on_is_said_before_anything_is_read(changed, messa
 def test_too_few_classes_for_the_tasks(scale):
     with pytest.raises(UserError, match=r"11-way tasks, but .* has 10 test classes"):
         load_data(settings(ways=11, queries=5), scale("paper", None), data_root="unused", offline=True)
+
+
+def test_the_normalisation_of_given_weights_holds_for_other_sets_too(scale):
+    data = load_data(settings(), scale("smoke", 100), data_root="unused", offline=True)
+    data.normalisation = Normalisation(torch.tensor([0.0]), torch.tensor([255.0]))  # as the context does
+    for tasks in (data.to(torch.device("cpu")), data.elsewhere["digits"]):
+        assert tasks.task("test", 0).query.min() == 0
