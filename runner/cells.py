@@ -223,7 +223,9 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         )
     threads_before = torch.get_num_threads()
     threads = environment.set_threads(
-        before.get("threads") or settings.hardware.threads or environment.threads_each(processes)
+        (before.get("threads") if interrupted else None)
+        or settings.hardware.threads
+        or environment.threads_each(processes)
     )
     attempt = before.get("attempt", 0) + 1
     repository = environment.git_state(Path(__file__).parent.parent)
@@ -265,6 +267,8 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         write_atomic(folder.path / "config.yaml", _yaml(planned.config))
         if repository.patch:
             write_atomic(folder.path / "code.patch", repository.patch)
+        else:
+            (folder.path / "code.patch").unlink(missing_ok=True)  # of an earlier attempt
         if attempt > 1:
             observer.say(f"resumes (attempt {attempt}): {planned.name}/{planned.key}")
         tracker.start()

@@ -264,7 +264,7 @@ class Context:
         network again where the method gave it another form: it is called as the function of a ``model.target`` is,
         with ``arguments`` and with ``network``, what builds the config's own (name, target, arguments, stem, padding).
         """
-        from runner.models import architecture_of
+        from runner.models import architecture_of, form_of_weights
         from runner.product import save_model
 
         if not self._writes:
@@ -285,6 +285,8 @@ class Context:
         if rebuild is not None:
             network = {name: architecture[name] for name in ("name", "target", "arguments", "stem", "padding")}
             architecture |= {"target": rebuild, "arguments": {"network": network, **(arguments or {})}}
+        elif (form := form_of_weights(self.settings.model)) is not None:
+            architecture |= {"target": form[0], "arguments": form[1]}  # the form that the weights brought along
         example = torch.zeros(2, *self._input_shape(), device=self.device)
         with randomness.preserved():
             self.product = save_model(

@@ -21,6 +21,8 @@ from user_methods import write_config
 
 import runner as package
 from runner.compose import compose
+from runner.environment import GitState
+from runner.plan import plan
 
 EVERY_STEP = "checkpoint.every_seconds=0"
 
@@ -339,9 +341,17 @@ def test_a_run_starts_from_the_product_of_another_wherever_it_lies(undisturbed, 
     assert answers[0].result["metrics"]["loss"] == pytest.approx(undisturbed.result["metrics"]["loss"], abs=0.05)
 
 
-def test_from_python(undisturbed, tmp_path):
+def test_from_python(undisturbed, tmp_path, monkeypatch):
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    result = package.run([*SMOKE, f"paths.runs={tmp_path}", "hardware.threads=1"])
+    words = [*SMOKE, f"paths.runs={tmp_path}", "hardware.threads=1"]
+    folder = plan(compose(words).config).folder.path  # of an attempt that left nothing to go on from
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text('{"state": "failed", "attempt": 1, "threads": 2}')
+    (folder / "code.patch").write_text("of older code")
+    monkeypatch.setattr("runner.environment.git_state", lambda path: GitState("0" * 40))
+    result = package.run(words)
+    assert result["hardware"]["threads"] == 1
+    assert not (folder / "code.patch").exists() and not result["uncommitted_changes"]
     assert result["metrics"] == undisturbed.result["metrics"]
     assert (signal.getsignal(signal.SIGTERM), torch.get_num_threads()) == (handler, threads)
     pandas = pytest.importorskip("pandas")
