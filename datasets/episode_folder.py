@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -104,11 +105,17 @@ def arrange(path: Path, names: list[str]) -> Members:
     Raises:
         UserError: no images, another layout, a split that is missing, a class in two splits.
     """
-    images = [name for name in names if PurePosixPath(name).suffix.lower() in image_folder.SUFFIXES]
+    images = [
+        name
+        for name in names
+        if PurePosixPath(name).suffix.lower() in image_folder.SUFFIXES
+        and not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    ]
     lists = {PurePosixPath(name).stem: name for name in names if name.lower().endswith(".csv")}
     found: Members = {}
     if set(lists) >= {"train", "val", "test"}:
         places = {PurePosixPath(name).name: name for name in images}
+        counts = Counter(PurePosixPath(name).name for name in images)
         for name, content in archive.read_files(path, {lists[word] for word in ("train", "val", "test")}):
             split = SPLITS[PurePosixPath(name).stem]
             found[split] = {}
@@ -117,6 +124,11 @@ def arrange(path: Path, names: list[str]) -> Members:
                     raise UserError(
                         f"dataset.path={path}: {name} names {row.get('filename')}, which is not among the images; its "
                         "columns must be filename and label"
+                    )
+                if counts[row["filename"]] > 1:
+                    raise UserError(
+                        f"dataset.path={path}: {name} names {row['filename']}, and {counts[row['filename']]} images "
+                        "have this name; give train/CLASS/image, val/CLASS/image and test/CLASS/image instead"
                     )
                 found[split].setdefault(row["label"], []).append(places[row["filename"]])
     else:

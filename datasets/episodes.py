@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runner import randomness
 from runner.datasets.augment import augment
-from runner.datasets.images import Images, Normalisation, rank_in_class
+from runner.datasets.images import Images, Normalisation, check_padding, normalisation_of, rank_in_class
 from runner.errors import UserError
 from runner.schema import AugmentationSettings, DatasetSettings, EpisodeSettings
 
@@ -202,6 +202,18 @@ def episode_settings(settings: DatasetSettings) -> EpisodeSettings:
     return settings.episodes
 
 
+def generated_settings(settings: DatasetSettings) -> EpisodeSettings:
+    """The same of tasks that are generated. Raises UserError: what is a matter of stored classes alone is set."""
+    episodes = episode_settings(settings)
+    for name in ("train_ways", "train_classes", "max_shots", "rotations"):
+        value = getattr(episodes, name)
+        if value not in (None, False):
+            raise UserError(
+                f"dataset.episodes.{name}={value}: only for tasks of images; leave it out with dataset={settings.name}"
+            )
+    return episodes
+
+
 def smoke_sizes(settings: EpisodeSettings, limit: int | None) -> tuple[int | None, int | None]:
     """How many classes of a split and images of a class a set need read: (None, None) without a limit."""
     if limit is None:
@@ -229,17 +241,13 @@ def assemble(
         class_names = [f"{name}, {turn} degrees" for turn in (0, 90, 180, 270) for name in class_names]
     for split, images in splits.items():
         check_sizes(episodes, split, images, display_name)
-    given = settings.normalisation
-    if given is not None and not len(given.get("mean", ())) == len(given.get("std", ())) == splits["train"].shape[0]:
-        raise UserError(f"dataset.normalisation={given}: needs mean and std, {splits['train'].shape[0]} numbers each")
+    check_padding(settings.augmentation, splits["train"].shape[2])
     return EpisodeData(
         name=settings.name,
         display_name=display_name,
         **splits,
         class_names=class_names,
-        normalisation=Normalisation.of(splits["train"].images)
-        if given is None
-        else Normalisation(torch.tensor(given["mean"]).float(), torch.tensor(given["std"]).float()),
+        normalisation=normalisation_of(settings.normalisation, splits["train"]),
         augmentation=settings.augmentation,
         settings=episodes,
     )

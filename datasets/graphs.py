@@ -68,7 +68,7 @@ def _read(place: Path) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray | No
     try:
         with numpy.load(place, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, TypeError) as error:
         raise UserError(f"{place} is no .npz file of plain arrays: {error}") from None
     try:
         if "features" in arrays:

@@ -54,7 +54,8 @@ def load_from(
     from runner.datasets import decoded
     from runner.datasets.images import Images, Loaded
 
-    key = decoded.key(files.fingerprint(path, times=True), settings.image_size, limits.train, limits.test)
+    seen = files.fingerprint(path, times=True)
+    key = decoded.key(seen, arrange.__module__, settings.image_size, limits.train, limits.test)
     stored = decoded.read(key)
     if stored is not None:
         parts, class_names, notes = stored

@@ -308,22 +308,28 @@ def assemble(loaded: Loaded, settings: DatasetSettings, limits: Limits) -> Image
         validation=validation,
         test=test,
         class_names=loaded.class_names,
-        normalisation=_normalisation(settings.normalisation, train),
+        normalisation=normalisation_of(settings.normalisation, train),
         augmentation=settings.augmentation,
     )
-    if settings.augmentation.crop_padding >= data.image_size:
-        raise UserError(
-            f"dataset.augmentation.crop_padding={settings.augmentation.crop_padding} must be smaller than the images "
-            f"({data.image_size} pixels)"
-        )
+    check_padding(settings.augmentation, data.image_size)
     return data
+
+
+def check_padding(augmentation: AugmentationSettings, size: int) -> None:
+    """Raises UserError: images of ``size`` pixels are too small for the padding."""
+    if augmentation.crop_padding >= size:
+        raise UserError(
+            f"dataset.augmentation.crop_padding={augmentation.crop_padding} must be smaller than the images "
+            f"({size} pixels)"
+        )
 
 
 def _subset(images: Images, rows: Tensor) -> Images:
     return images if len(rows) == len(images) else images.take(rows)  # no second copy of a whole set
 
 
-def _normalisation(given: dict[str, list[float]] | None, images: Images) -> Normalisation:
+def normalisation_of(given: dict[str, list[float]] | None, images: Images) -> Normalisation:
+    """The ``given`` one, else that of the images. Raises UserError: not a mean and a positive std for each channel."""
     if given is None:
         return Normalisation.of(images.images)
     channels = images.shape[0]

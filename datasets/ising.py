@@ -38,7 +38,7 @@ def load(settings: Settings, limits: Limits, data_root: Path) -> IsingModels:
     try:
         with numpy.load(place, allow_pickle=False) as file:
             coupling, field = (file[name].astype(float) for name in ("A", "theta"))
-    except (OSError, ValueError, KeyError, BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, TypeError) as error:
         raise UserError(f"{place} is no .npz file of {ARRAYS}: {error}") from None
     if field.ndim != 1 or coupling.shape != (len(field),) * 2 or not numpy.allclose(coupling, coupling.T):
         raise UserError(f"{place}: A {coupling.shape} and theta {field.shape} make no model; it is {ARRAYS}")

@@ -37,11 +37,11 @@ def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:
 
 
 def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> LinearTasks:
-    from runner.datasets.episodes import episode_settings
+    from runner.datasets.episodes import generated_settings
 
-    episodes = episode_settings(settings)
-    if episodes.ways != 2 or episodes.max_shots is not None:
-        raise UserError("dataset.episodes: linear tasks have ways=2 and no max_shots")
+    episodes = generated_settings(settings)
+    if episodes.ways != 2:
+        raise UserError("dataset.episodes: linear tasks have ways=2")
     return LinearTasks(episodes)
 
 

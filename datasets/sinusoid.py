@@ -32,11 +32,11 @@ def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:
 
 
 def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> SinusoidData:
-    from runner.datasets.episodes import episode_settings
+    from runner.datasets.episodes import generated_settings
 
-    episodes = episode_settings(settings)
-    if episodes.ways != 1 or episodes.max_shots is not None:
-        raise UserError("dataset.episodes: sinusoids have ways=1 and no max_shots; shots and queries are points")
+    episodes = generated_settings(settings)
+    if episodes.ways != 1:
+        raise UserError("dataset.episodes: sinusoids have ways=1; shots and queries are points")
     return SinusoidData(episodes)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from zipfile import BadZipFile
 
 from pydantic import Field
 
@@ -222,5 +223,5 @@ def _arrays(file: Path) -> dict[str, numpy.ndarray]:
             raise UserError(f"{file.name} needs h5py: pip install 'paper-runner[{EXTRA}]', or make it .npz") from None
         with h5py.File(file) as found:
             return {name: item[()] for name, item in found.items() if isinstance(item, h5py.Dataset) and item.ndim > 0}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, TypeError) as error:
         raise UserError(f"dataset: {file} cannot be read: {error}") from None

@@ -70,7 +70,7 @@ def read(place: Path, largest: int | None) -> FileSamples:
     try:
         with numpy.load(place, allow_pickle=False) as file:
             arrays = {name: file[name].astype(float) for name in file.files}
-    except (OSError, ValueError, BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, TypeError) as error:
         raise UserError(f"{place} is no .npz file of plain arrays: {error}") from None
     shapes = {name: array.shape for name, array in arrays.items()}
     if {"x", "y"} <= set(arrays) and arrays["x"].ndim == arrays["y"].ndim == 2:

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runner.errors import UserError
 from runner.methods.fewshot.gradient_learner import query_accuracy
 from runner.methods.fewshot.inner_loop import Weights, adapt, head_module, task_loss, use_batch_statistics
 from runner.methods.fewshot.meta_training import MetaTraining, meta_learn
@@ -49,6 +50,8 @@ class ANIL:
 
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns what ``meta_learn`` returns."""
+        if self.test_head == "class_means" and ctx.data.kind != "episodes":
+            raise UserError("method.test_head=class_means: regression has no classes; set method.test_head=adapted")
         learner = HeadLearner(ctx.model(), self, ctx.data.num_classes)
         return meta_learn(ctx, learner, self.training, outer=learner.outer, predict=learner.predict)
 

@@ -73,7 +73,6 @@ class BayesianTAML:
         "sizes of support sets and in batch statistics",
         "the last iteration is measured; the released code chooses one by the validation accuracies on the data set "
         "and on another one",
-        "the test is on the data set's own test classes; other data sets are not measured",
         "the class shares come from a hidden layer, as in the released runs on one data set; in those on several they "
         "come from the class statistics themselves",
     )
@@ -83,6 +82,11 @@ class BayesianTAML:
         (of such test tasks), class_share_correlation (Spearman's, of a class's shots and share, their mean), and
         rate_correlation (of support size and the mean factor of the convolutions' rates, over test tasks)."""
         most = ctx.data.settings.max_shots or ctx.data.settings.shots
+        if (weights := ctx.settings.model.weights) is not None:
+            raise UserError(
+                f"model.weights={weights}: method bayesian_taml draws the weights of convolutions anew and starts "
+                "every task with a head of zeros; leave it out"
+            )
         network, size = ctx.model(), ctx.data.image_size
         learner = ctx.initialised("learner", lambda: BalancedLearner(network, self, image_size=size, most_shots=most))
         metrics = meta_learn(ctx, learner, self.training, outer=learner.outer, predict=learner.predict)

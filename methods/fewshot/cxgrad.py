@@ -18,7 +18,7 @@ from torch.func import grad, vjp
 from runner.errors import UserError
 from runner.methods.fewshot.gradient_learner import GradientLearner
 from runner.methods.fewshot.inner_loop import Transform, Weights, over_tasks
-from runner.methods.fewshot.meta_training import MetaTraining, meta_learn
+from runner.methods.fewshot.meta_training import MetaTraining, meta_learn, tasks_of
 
 if TYPE_CHECKING:
     from runner.context import Context
@@ -74,7 +74,7 @@ class CxGrad:
                 }
 
             with torch.no_grad():
-                found = over_tasks(values, ctx.data.tasks("test", numbers), batched=batched)
+                found = over_tasks(values, tasks_of(ctx.data, "test", numbers), batched=batched)
             return {
                 "factor_mean": float(found["factors"].mean()),
                 "factor_deviation": float(found["factors"].std(0).max()),

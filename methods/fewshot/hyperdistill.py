@@ -27,7 +27,7 @@ from torch.func import grad, vmap
 from runner.errors import UserError
 from runner.methods.fewshot.distillation import Distilled, length
 from runner.methods.fewshot.inner_loop import Weights, call, task_loss, use_batch_statistics
-from runner.methods.fewshot.meta_training import save_learner, summaries, tested, write_task_scores
+from runner.methods.fewshot.meta_training import check_ways, save_learner, summaries, tested, write_task_scores
 from runner.optimizers import build_optimizer, learning_rate
 
 if TYPE_CHECKING:
@@ -81,6 +81,12 @@ class HyperDistill:
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns of regression mse and mse_interval, of classification accuracy and its intervals and loss (see
         ``meta_training.summary``), and size, the last estimate (1 where nothing is estimated)."""
+        check_ways(ctx, ctx.data.num_classes)
+        if not ctx.data.balanced:
+            raise UserError(
+                f"dataset.episodes.max_shots={ctx.data.settings.max_shots}: method hyperdistill runs the tasks of a "
+                "meta-batch together, which needs equal sizes; set it to null"
+            )
         learner = SharedLayers(ctx.model(), self).to(ctx.device)
         optimizer = build_optimizer(learner.shared(), ctx.recipe.optimizer)
         state = {"size": 1.0}

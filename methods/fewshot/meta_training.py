@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runner.errors import UserError
 from runner.methods.fewshot.inner_loop import over_tasks
 from runner.optimizers import build_optimizer, learning_rate
 from runner.storage import replace_atomic, write_tensors
@@ -109,6 +110,7 @@ def meta_train(
 ) -> list[dict[str, Any]]:
     """Trains the learner in place; the epochs of best validation as {"score", "epoch", "weights"}, the best first."""
     recipe, data = ctx.recipe, ctx.data
+    check_ways(ctx, getattr(learner, "train_ways", data.num_classes))
     learner.to(ctx.device)
     apart = {id(parameter) for group in groups for parameter in group.parameters}
     rest = [parameter for parameter in learner.parameters() if id(parameter) not in apart]
@@ -124,7 +126,7 @@ def meta_train(
     loop = ctx.loop("meta_train", training.iterations, epochs=recipe.epochs)
     for _ in loop:
         numbers = range(loop.step * recipe.batch_size, (loop.step + 1) * recipe.batch_size)
-        tasks = _tasks(data, "train", numbers, ctx.durable.seeds.episodes)
+        tasks = tasks_of(data, "train", numbers, ctx.durable.seeds.episodes)
         rates = [
             learning_rate(
                 base, recipe.schedule, step=loop.step, steps_per_epoch=loop.epoch_length, epochs=recipe.epochs
@@ -158,6 +160,16 @@ def meta_train(
             learner.train()
     ctx.track(learner=None, optimizer=None, best=None)
     return best
+
+
+def check_ways(ctx: Context, most: int) -> None:
+    """Raises UserError: the training tasks have more classes than the ``most`` that the learner tells apart."""
+    ways = ctx.data.settings.train_ways
+    if ways is not None and ways > most:
+        raise UserError(
+            f"dataset.episodes.train_ways={ways}: the network of this method has {most} outputs, one for each class "
+            "of a test task; set it to null"
+        )
 
 
 def tested(
@@ -194,7 +206,7 @@ def measure(
     ctx.track(measured=found)
     learner.eval()
     for batch in ctx.loop(name, math.ceil(count / size)):
-        tasks = _tasks(data or ctx.data, split, range(batch * size, min((batch + 1) * size, count)))
+        tasks = tasks_of(data or ctx.data, split, range(batch * size, min((batch + 1) * size, count)))
         with torch.no_grad(), ctx.autocast():
             outputs = over_tasks(_without_query_targets(predict), tasks, batched=batched)
         targets = (
@@ -238,7 +250,7 @@ def of_tasks(rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return right, losses.view(targets.shape).mean(1)
 
 
-def _tasks(data: Any, split: str, numbers: range, seed: int | None = None) -> Tasks | list[Tasks]:
+def tasks_of(data: Any, split: str, numbers: range, seed: int | None = None) -> Tasks | list[Tasks]:
     """A stack, or a list where tasks differ in size."""
     if data.balanced:
         return data.tasks(split, numbers, seed)

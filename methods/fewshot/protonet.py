@@ -74,9 +74,9 @@ def prototype_logits(support: Tensor, targets: Tensor, query: Tensor, ways: int)
     """Minus the squared distances (Q, ways) of query features (Q, D) to the mean support features of each class.
 
     Args:
-        support: features (S, D); every class has one example at least.
+        support: features (S, D); a class without an example (which ``linear_tasks`` may draw) is at the origin.
         targets: their classes (S,) int64.
     """
     members = F.one_hot(targets, ways).to(support.dtype)
-    means = members.T @ support / members.sum(0)[:, None]
+    means = members.T @ support / members.sum(0).clamp(min=1)[:, None]
     return -(query[:, None] - means).square().sum(2)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -97,3 +98,16 @@ def test_sizes(scale, name, limit, wished, expected):
 def test_too_many_wished(scale):
     with pytest.raises(UserError, match=r"dataset\.test_size=400, but digits has 355 test images"):
         load_data(DatasetSettings(name="digits", test_size=400), scale("desk"), data_root="unused", offline=True)
+
+
+@pytest.mark.parametrize("name", ["graph_file", "ising_file", "two_sample_file"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", None])
+def test_what_is_no_file_of_arrays_is_told(name, content, tmp_path, scale):
+    file = tmp_path / "mine.npz"
+    with file.open("wb") as opened:
+        if content is None:
+            numpy.save(opened, numpy.zeros(3))  # one array, and not by name
+        else:
+            opened.write(content)
+    with pytest.raises(UserError, match=r"is no \.npz file"):
+        load_data(settings_class(name)(name=name, path=str(file)), scale("paper"), data_root="unused", offline=True)

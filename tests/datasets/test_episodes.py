@@ -224,6 +224,21 @@ def test_published_lists_in_a_zip(tmp_path, scale):
     assert sorted(data.test.images.flatten(1)[:, 0].unique().tolist()) == [180, 210]
 
 
+def test_files_that_an_archiver_adds_are_no_images(splits, scale):
+    for place in (splits / "__MACOSX" / "train" / "class00", splits / "train" / "__MACOSX"):
+        place.mkdir(parents=True)
+        (place / "._0.png").write_bytes(b"attributes")
+        (place / "0.png").write_bytes(b"attributes")
+    assert len(folder_data(splits, scale).class_names) == 9
+
+
+def test_a_listed_name_that_two_images_have_is_refused(splits, scale):
+    for split in ("train", "val", "test"):
+        (splits / f"{split}.csv").write_text(f"filename,label\n0.png,{split}")
+    with pytest.raises(UserError, match=r"names 0\.png, and 9 images have this name"):
+        folder_data(splits, scale)
+
+
 def test_a_class_in_two_splits_is_refused(splits, scale):
     (splits / "test" / "class20").rename(splits / "test" / "class00")
     with pytest.raises(UserError, match="class00 is in train and in test"):

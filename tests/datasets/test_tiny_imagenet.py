@@ -122,3 +122,11 @@ def test_a_missing_path():
 def test_a_part_of_the_real_set(shared_data, load):
     data = load(shared_data / "tiny_imagenet_100_per_class.tar.xz", train_size=200, test_size=200)
     assert data.num_classes == 200 and data.train.labels.tolist() == [*range(200)]
+
+
+def test_the_cache_of_decoded_images_knows_who_arranged_them(tmp_path, load, scale):
+    path = as_zip(published(), tmp_path / "tiny.zip")
+    load(path)
+    other = DatasetSettings(name="image_folder", path=str(path), image_size=64)
+    with pytest.raises(UserError, match="lies deeper than a class folder"):
+        load_data(other, scale("paper"), data_root="unused", offline=True)

@@ -72,8 +72,9 @@ def test_files_that_do_not_fit_are_told(tmp_path, change, reason):
         stored(tmp_path, found)
 
 
-def test_a_damaged_file_is_told(tmp_path):
-    (tmp_path / "log.npz").write_bytes(b"PK nothing")
+@pytest.mark.parametrize("content", [b"PK nothing", b"PK\x03\x04 nothing", b""])
+def test_a_damaged_file_is_told(tmp_path, content):
+    (tmp_path / "log.npz").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
         read_transitions(tmp_path / "log.npz", PENDULUM)
 

@@ -141,3 +141,40 @@ def test_a_data_set_brings_its_network_along_unless_another_is_named(tmp_path):
     assert "model=" not in answer.err.splitlines()[0], "the command for scale=paper is the user's own"
     answer = runner("method=maml", "model=conv4_48", "scale=smoke", place=tmp_path)
     assert answer.code == 0 and answer.folder.parent.name == "maml-conv4_48-glyph_episodes", answer.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("method=maml", "dataset.episodes.train_ways=6"), "the network of this method has 5 outputs"),
+        (("method=hyperdistill", "dataset=glyph_episodes", "dataset.episodes.train_ways=6"), "has 5 outputs"),
+        (("method=hyperdistill", "dataset=glyph_episodes", "dataset.episodes.max_shots=3"), "needs equal sizes"),
+        (("method=anil", "dataset=sinusoid", "method.test_head=class_means"), "regression has no classes"),
+        (("method=maml", "dataset.augmentation.crop_padding=28"), "must be smaller than the images"),
+        (("method=maml", "dataset.normalisation={mean: [0.0], std: [0.0]}"), "std above 0"),
+        (("method=maml", "dataset=linear_tasks", "dataset.episodes.rotations=true"), "only for tasks of images"),
+        (("method=maml", "dataset=sinusoid", "dataset.episodes.train_ways=2"), "only for tasks of images"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_words(overrides, reason, tmp_path):
+    answer = runner(*overrides, *SMOKE[1:], place=tmp_path)
+    assert answer.code == 2 and reason in answer.message, answer.err
+
+
+def test_a_class_without_support_is_at_the_origin():
+    found = prototype_logits(torch.tensor([[2.0, 0]]), torch.tensor([0]), torch.tensor([[1.0, 1]]), 2)
+    assert found.tolist() == [[-2.0, -2.0]]
+
+
+def test_weights_that_a_method_would_overwrite_are_refused(trained, tmp_path):
+    weights = trained.folder / "artifacts" / "learner.safetensors"
+    answer = runner("method=bayesian_taml", f"model.weights={weights}", *SMOKE[1:], place=tmp_path)
+    assert answer.code == 2 and "draws the weights of convolutions anew" in answer.message, answer.err
+
+
+def test_factors_of_imbalanced_tasks(tmp_path):
+    answer = runner(
+        "method=cxgrad", "dataset.episodes.max_shots=3", "method.context_rate=0", "method.steps=1",
+        "method.training.ensemble=0", "method.training.validation_tasks=0", *SMOKE[1:], place=tmp_path,
+    )  # fmt: skip
+    assert answer.code == 0 and "factor_mean" in answer.result["metrics"], answer.err
