@@ -160,7 +160,7 @@ def test_the_recipe_for_imagenet_drops_at_30_60_and_80():
     assert found == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
 
 
-@pytest.mark.parametrize("method", ["shake", "relu_prime", "i_vne"])
+@pytest.mark.parametrize("method", ["shake", "relu_prime", "i_vne", "shakedrop"])
 def test_released_networks_without_zero_scales_begin_so(method):
     assert compose([f"method={method}"]).config["recipe"]["zero_init_residual"] is False
 
