@@ -160,6 +160,11 @@ def test_the_recipe_for_imagenet_drops_at_30_60_and_80():
     assert found == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
 
 
+@pytest.mark.parametrize("method", ["shake", "relu_prime", "i_vne", "shakedrop"])
+def test_released_networks_without_zero_scales_begin_so(method):
+    assert compose([f"method={method}"]).config["recipe"]["zero_init_residual"] is False
+
+
 def test_warm_up_rises_linearly_and_multiplies_the_schedule():
     assert rates(ScheduleSettings(name="constant", warmup_epochs=2), epochs=3) == [0.25, 0.5, 0.75, 1, 1, 1]
     assert rates(ScheduleSettings(name="constant", warmup_epochs=0.5), epochs=1) == [1, 1]

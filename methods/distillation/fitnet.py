@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from runner.errors import UserError
 from runner.methods.distillation.adapters import Regressor, convolution_norms, require_equal
 from runner.methods.distillation.losses import sum_per_position
 from runner.methods.distillation.pair import Pair
@@ -43,7 +44,9 @@ class FitNet:
         pair = Pair(ctx, {"rep": "output", "sib": "activated", "tf2": "preactivation"}[self.code_base])
         shapes = pair.student_shapes.maps, pair.teacher_shapes.maps
         if self.code_base == "rep":
-            place = min(self.stage, len(shapes[0])) - 1
+            if self.stage > len(shapes[0]):
+                raise UserError(f"method.stage={self.stage}: the pair has {len(shapes[0])} stages in common")
+            place = self.stage - 1
             regressor = ctx.initialised("regressor", lambda: Regressor(shapes[0][place], shapes[1][place]))
 
             def joint(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class ResNet(nn.Module):
 
     Kernels begin with variance 2 / fan-out. With ``zero_init_residual`` the last scale of every block begins with 0 (a
     block as its shortcut) and the classifier with N(0, 0.01) (Goyal et al. 2017, arXiv:1706.02677, section 5.1; EKG,
-    arXiv:2203.02651); without it with 1 and PyTorch's own, as in torchvision and the distillation code bases.
+    arXiv:2203.02651); without it with 1 and PyTorch's own, as in torchvision and RepDistiller.
     """
 
     def __init__(

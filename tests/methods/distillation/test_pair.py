@@ -134,6 +134,7 @@ def test_a_loss_of_another_code_base_than_the_protocols_is_said(tmp_path):
     [
         (("method=fsp", "teacher.model=wrn_16_2"), ["point 2", "32 channels", "student's 16", "method.code_base=tf2"]),
         (("method=overhaul", "teacher.model=shufflenet_v2"), ["ShuffleNetV2", "another teacher"]),
+        (("method=fitnet", "method.stage=4"), ["method.stage=4", "3 stages"]),
         (("method=fsp", "teacher.model=wrn_40_5"), ["unknown model 'wrn_40_5'", "wrn_40_4"]),
         (("method=fsp", "teacher.model.weights=nowhere"), ["teacher.model.weights", "nowhere"]),
         (("method=soft_logits", "teacher.model.head=reinit"), ["model.head=reinit"]),
