@@ -72,21 +72,27 @@ def _read(place: Path) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray | No
         raise UserError(f"{place} is no .npz file of plain arrays: {error}") from None
     try:
         if "features" in arrays:
-            features = arrays["features"]
+            features = arrays["features"].astype(numpy.float32)
         else:
             rows = (arrays["data"], arrays["indices"], arrays["indptr"])
-            features = sparse.csr_array(rows, shape=tuple(arrays["shape"].tolist())).toarray()
-        edges, labels = arrays["edges"], arrays.get("labels")
+            features = sparse.csr_array(rows, shape=tuple(arrays["shape"].tolist())).toarray().astype(numpy.float32)
+        edges, labels = arrays["edges"].astype(numpy.int64), arrays.get("labels")
+        labels = None if labels is None else labels.astype(numpy.int64)
     except KeyError as error:
         raise UserError(f"{place} has no array {error}; a graph is {ARRAYS}") from None
-    nodes = len(features)
-    shaped = features.ndim == 2 and edges.ndim == 2 and edges.shape[1] == 2
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{place}: {error}; a graph is {ARRAYS}") from None
+    nodes = len(features) if features.ndim else 0
+    shaped = nodes and features.ndim == 2 and edges.ndim == 2 and edges.shape[1] == 2
     if not shaped or (len(edges) and not 0 <= edges.min() <= edges.max() < nodes):
         raise UserError(f"{place}: features {features.shape} and edges {edges.shape} make no graph; it is {ARRAYS}")
     if labels is not None and labels.shape != (nodes,):
         raise UserError(f"{place}: labels {labels.shape} are not those of {nodes} nodes")
-    edges = numpy.unique(numpy.sort(edges.astype(numpy.int64), 1), axis=0)
-    return edges, features.astype(numpy.float32), None if labels is None else labels.astype(numpy.int64)
+    if labels is not None and labels.max() >= nodes:
+        raise UserError(f"{place}: the label {labels.max()} of {nodes} nodes; classes are numbered from 0")
+    if not numpy.isfinite(features).all():
+        raise UserError(f"{place}: features hold values that are not finite")
+    return numpy.unique(numpy.sort(edges, 1), axis=0), features, labels
 
 
 @dataclass

@@ -162,14 +162,25 @@ def read_transitions(file: Path, environment: EnvironmentData) -> Transitions:
     missing = [name for name in NEEDED if name not in arrays]
     if missing:
         raise UserError(f"{file}: no array {' and '.join(missing)}; it has {', '.join(sorted(arrays)) or 'none'}")
-    lengths = {name: len(arrays[name]) for name in KNOWN if name in arrays}
+    for name in KNOWN:
+        if name in arrays and arrays[name].dtype.kind not in "fiub":
+            raise UserError(f"{file}: {name} are no numbers")
+    lengths = {name: len(arrays[name]) if arrays[name].ndim else 0 for name in KNOWN if name in arrays}
     if len(set(lengths.values())) != 1 or not len(arrays["rewards"]):
         raise UserError(f"{file}: its arrays must be equally long, and not empty: {lengths}")
     low, size, observation = _shape(environment)
-    for name, wanted in (("observations", observation), ("actions", len(low))):
+    widths = {"observations": observation, "actions": len(low), "next_observations": observation}
+    for name, wanted in widths.items():
+        if name not in arrays:
+            continue
         found = arrays[name].shape[1:]
         if found != (wanted,):
             raise UserError(f"{file}: {name} have shape {found}, those of {environment.settings.id} have ({wanted},)")
+        if not numpy.isfinite(arrays[name]).all():
+            raise UserError(f"{file}: {name} hold values that are not finite")
+    for name in ("rewards", "terminals", "timeouts", "log_density"):
+        if name in arrays and arrays[name].size != lengths[name]:
+            raise UserError(f"{file}: {name} have shape {arrays[name].shape[1:]}, not one number a transition")
     terminals = arrays["terminals"].reshape(-1) > 0
     truncated = arrays.get("timeouts", numpy.zeros(len(terminals), bool)).reshape(-1) > 0
     truncated &= ~terminals
@@ -181,6 +192,8 @@ def read_transitions(file: Path, environment: EnvironmentData) -> Transitions:
         keep[-1] &= terminals[-1]
         truncated = numpy.concatenate([~keep[1:], [False]])  # the step before the one without a next observation
         truncated &= keep & ~terminals
+        if not keep.any():
+            raise UserError(f"{file}: no row has a next observation")
     actions = ((arrays["actions"] - low) / size * 2 - 1).clip(-1, 1)
     parts = {
         "observations": arrays["observations"],
@@ -192,7 +205,7 @@ def read_transitions(file: Path, environment: EnvironmentData) -> Transitions:
     tensors = {name: torch.from_numpy(numpy.asarray(part[keep], dtype=numpy.float32)) for name, part in parts.items()}
     density = arrays.get("log_density")
     if density is not None:
-        tensors["log_density"] = torch.from_numpy(numpy.asarray(density[keep], dtype=numpy.float32))
+        tensors["log_density"] = torch.from_numpy(numpy.asarray(density.reshape(-1)[keep], dtype=numpy.float32))
     return Transitions(**tensors, truncated=torch.from_numpy(truncated[keep]))
 
 

@@ -98,7 +98,8 @@ class FedWeIT:
         learners = [Client(ctx, self, server, network, number) for number in range(clients)]
         metrics = learn_streams(ctx, self.stream, server, learners)
         metrics["uplink_share"] = server.base_bytes / max(server.whole_bytes, 1)
-        metrics |= capacity([item.base for item in learners], [item.adaptives for item in learners], self.adaptive_l1)
+        used = [item.adaptives if self.adaptive else [] for item in learners]
+        metrics |= capacity([item.base for item in learners], used, self.adaptive_l1)
         ctx.log(**metrics)
         return metrics
 
@@ -317,5 +318,5 @@ def capacity(bases: list[Kernels], adaptives: list[list[Kernels]], limit: float)
     clients = len(bases)
     return {
         "capacity": (sum(above) + sum(nonzero)) / clients / dense,
-        "adaptive_density": sum(above) / clients / (dense * tasks),
+        "adaptive_density": sum(above) / clients / (dense * tasks) if tasks else 0.0,
     }

@@ -45,6 +45,10 @@ class DDPM:
         "the distance is taken in principal components of pixels, not in Inception features: its size is not FID's",
     )
 
+    def __post_init__(self) -> None:
+        if self.samples == 1:
+            raise ValueError("samples: one image has no spread to compare with that of the test images; take 0, or 2")
+
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns loss, the mean squared error of the noise on test images; of drawn ones frechet_distance and
         squared_mmd to them."""

@@ -77,7 +77,13 @@ class PNDM:
 
     def __post_init__(self) -> None:
         total = self.diffusion.steps
+        if self.estimate == "network" and self.samples == 1:
+            raise ValueError("samples: one image has no spread to compare with that of the test images; take 2 or more")
         if self.sampler == "probability_flow":
+            if self.diffusion.schedule != "linear":
+                raise ValueError(
+                    f"sampler: the probability flow is that of schedule=linear, not {self.diffusion.schedule}"
+                )
             if self.counted == "evaluations":
                 raise ValueError("counted: the probability flow chooses its steps; set method.tolerance")
             return

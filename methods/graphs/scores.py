@@ -8,6 +8,8 @@ import numpy
 from scipy.optimize import linear_sum_assignment
 from scipy.special import expit
 
+from runner.errors import UserError
+
 
 def matched(labels: numpy.ndarray, clusters: numpy.ndarray) -> numpy.ndarray:
     """(n,): the clusters under the names of classes, one to one, that give the most right nodes (Hungarian method).
@@ -48,9 +50,15 @@ def split_links(edges: numpy.ndarray, nodes: int, generator: numpy.random.Genera
 
     Args:
         edges: (E, 2), each pair once.
+
+    Raises:
+        UserError: too few pairs of nodes are no edges.
     """
     edges = numpy.sort(edges[edges[:, 0] != edges[:, 1]], 1).astype(numpy.int64)
     validation, test = len(edges) // 20, len(edges) // 10
+    without = nodes * (nodes - 1) // 2 - len(edges)
+    if without < test:
+        raise UserError(f"dataset: of {nodes} nodes {without} pairs have no edge, and method.task needs {test} of them")
     order = generator.permutation(len(edges))
     taken = set((edges[:, 0] * nodes + edges[:, 1]).tolist())
     absent = []

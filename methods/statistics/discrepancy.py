@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy
 
+TINY = 1e-100  # of squared medians and variances: those of features that hardly vary
 MEDIAN_POINTS = 100  # of the pooled sample, whose distances give the bandwidth
 
 
@@ -23,15 +24,16 @@ class Statistics(NamedTuple):
 
 def squared_medians(first: numpy.ndarray, second: numpy.ndarray, pooled: bool) -> numpy.ndarray:
     """(d,): the squared median distance within the two samples together, of each feature or (``pooled``) of whole
-    examples for all. The first fifty examples of each speak for all."""
+    examples for all. The first fifty examples of each speak for all; where most of them are equal, the median of 0
+    counts as the smallest number, so that the kernel is its limit: 1 for equal values, else 0."""
     half = MEDIAN_POINTS // 2
     second = numpy.broadcast_to(second, first.shape)
     points = numpy.concatenate([first[:, :half], second[:, :half]], 1)
     one, other = numpy.triu_indices(points.shape[1], 1)
     distances = ((points[:, one] - points[:, other]) ** 2).sum(2)  # (d, pairs)
     if pooled:
-        return numpy.full(len(first), numpy.median(distances.sum(0)))
-    return numpy.median(distances, 1)
+        return numpy.full(len(first), max(numpy.median(distances.sum(0)), TINY))
+    return numpy.maximum(numpy.median(distances, 1), TINY)
 
 
 def random_pairs(count: int, samples: int, generator: numpy.random.Generator) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -67,6 +69,8 @@ def block_pairs(samples: int, size: int) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 
 def statistics(values: numpy.ndarray) -> Statistics:
-    """Of units (d, count), taken as independent: those of random pairs, or one a block."""
+    """Of units (d, count), taken as independent: those of random pairs, or one a block. No variance is 0."""
     count = values.shape[1]
-    return Statistics(count**0.5 * values.mean(1), numpy.atleast_2d(numpy.cov(values)))
+    covariance = numpy.atleast_2d(numpy.cov(values))
+    numpy.fill_diagonal(covariance, numpy.maximum(covariance.diagonal(), TINY))
+    return Statistics(count**0.5 * values.mean(1), covariance)

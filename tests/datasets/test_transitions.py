@@ -64,6 +64,12 @@ def test_an_end_that_is_also_at_the_time_limit_is_a_terminal(tmp_path):
         ({"rewards": numpy.zeros(2)}, "equally long"),
         ({"observations": numpy.zeros((3, 4))}, r"observations have shape \(4,\), those of Pendulum-v1 have \(3,\)"),
         ({"actions": numpy.zeros((3, 2))}, "actions have shape"),
+        ({"actions": numpy.array([["a"]] * 3)}, "actions are no numbers"),
+        ({"observations": numpy.full((3, 3), numpy.nan)}, "observations hold values that are not finite"),
+        ({"rewards": numpy.array(1.0)}, "equally long"),
+        ({"rewards": numpy.zeros((3, 2))}, r"rewards have shape \(2,\), not one number"),
+        ({"next_observations": numpy.zeros((3, 4))}, "next_observations have shape"),
+        ({"terminals": numpy.zeros(3), "timeouts": numpy.ones(3)}, "no row has a next observation"),
     ],
 )
 def test_files_that_do_not_fit_are_told(tmp_path, change, reason):

@@ -160,3 +160,6 @@ def test_every_ablation_runs(tmp_path):
         )
         assert answer.code == 0, answer.err
         assert (answer.result["metrics"]["uplink_share"] == 1) == (option == "method.mask=false")
+        if option == "method.adaptive=false":  # parts that no network has are not counted
+            assert answer.result["metrics"]["adaptive_density"] == 0
+            assert answer.result["metrics"]["capacity"] <= 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 from commands import runner
 
+from runner.methods.generative.ddpm import DDPM
 from runner.methods.generative.exact_scores import Gaussian, Mixture
 from runner.methods.generative.noise_schedules import Diffusion, diffused
 from runner.methods.generative.pndm import PNDM
@@ -196,6 +197,15 @@ def test_the_released_table_is_one_level_off_and_lacks_the_last_time():
         PNDM(table="released", steps=1000)
     with pytest.raises(ValueError, match="too few for one step"):
         PNDM(counted="evaluations", steps=3)
+
+
+def test_what_cannot_be_sampled_or_measured_is_refused():
+    with pytest.raises(ValueError, match="that of schedule=linear, not cosine"):
+        PNDM(sampler="probability_flow", diffusion=Diffusion(schedule="cosine"))
+    for method in (PNDM, DDPM):
+        with pytest.raises(ValueError, match="one image has no spread"):
+            method(samples=1)
+    PNDM(samples=1, estimate="mixture")
 
 
 def test_a_run_on_a_gaussian_needs_no_data_and_no_network(tmp_path):

@@ -10,7 +10,9 @@ from sklearn.cluster import KMeans
 
 from runner.datasets.block_graph import Settings as BlockSettings
 from runner.datasets.block_graph import draw_edges
-from runner.datasets.graphs import GraphData
+from runner.datasets.graphs import GraphData, load
+from runner.datasets.graphs import Settings as GraphSettings
+from runner.errors import UserError
 from runner.methods.graphs.nafs import published_hops
 from runner.methods.graphs.scores import clustering_scores, link_scores, matched, split_links
 from runner.methods.graphs.smoothing import adjacency, cosines, embed, propagation, smooth
@@ -145,6 +147,32 @@ def test_the_split_of_edges_hides_a_tenth_and_leaves_no_trace_of_it():
     assert sum(map(len, parts[:3])) == count == len(set.union(*parts[:3]))
     assert len(parts[3]) == count // 10 and not parts[3] & {tuple(pair) for pair in edges.tolist()}
     assert all(first < second for first, second in parts[3])
+
+
+def test_a_graph_with_too_few_missing_edges_is_refused():
+    edges = numpy.stack(numpy.triu_indices(20, 1), 1)
+    with pytest.raises(UserError, match="20 nodes 0 pairs have no edge"):
+        split_links(edges, 20, numpy.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": numpy.array([["a"]] * 3)},
+        {"features": numpy.array(1.0)},
+        {"features": numpy.full((3, 2), numpy.nan)},
+        {"edges": numpy.array([["a", "b"]])},
+        {"labels": numpy.array(["a", "b", "c"])},
+        {"labels": numpy.array([0, 1, 1000])},
+        {"features": None, "indptr": numpy.array([0, 1]), "indices": [5], "data": [1.0], "shape": [3, 2]},
+        {"features": None, "indptr": [0, 1, 1, 1], "indices": [0], "data": [1.0], "shape": 3},
+    ],
+)
+def test_files_that_are_no_graphs_are_refused(tmp_path, change):
+    found = {"edges": numpy.array([[0, 1], [1, 2]]), "features": numpy.ones((3, 2)), **change}
+    numpy.savez(tmp_path / "mine.npz", **{name: value for name, value in found.items() if value is not None})
+    with pytest.raises(UserError, match=r"mine\.npz"):
+        load(GraphSettings(name="graph_file", path=str(tmp_path / "mine.npz")), None, tmp_path)
 
 
 def test_equal_embeddings_tell_nothing():

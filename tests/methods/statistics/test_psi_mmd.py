@@ -221,3 +221,17 @@ def test_files_that_are_no_two_samples_are_refused(tmp_path):
     assert answer.code == 2 and "two samples are x (n, d) and y (m, d)" in answer.message
     answer = runner(*words, place=tmp_path)
     assert answer.code == 2 and "needs dataset.path=FILE.npz" in answer.message
+
+
+@pytest.mark.filterwarnings("error")
+def test_features_that_are_mostly_equal_are_compared_and_constant_ones_tell_nothing():
+    generator = numpy.random.default_rng(0)
+    first, second = (generator.random((3, 400, 1)) * (generator.random((3, 400, 1)) < share) for share in (0.02, 0.3))
+    first[1], second[1] = generator.random((2, 400, 1)) * (generator.random((2, 400, 1)) < 0.02)
+    first[2] = second[2] = 1.0
+    method = PSIMMD(selected=3, pairs_per_sample=5)
+    found = method.measure(first, second, generator)
+    chosen = method.choose(found.values)
+    p = method.p_values(found, chosen)
+    assert chosen[0] == 0 and tails(found)[0] < 1e-6 and p[0] < 0.01
+    assert p[chosen == 2] == tails(found)[2] == 0.5
