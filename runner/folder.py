@@ -64,11 +64,12 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The stored result of a finished run; None when there is none or it cannot be read."""
         result = read_json(self.result_path)
-        return result if isinstance(result, dict) and "metrics" in result else None
+        return result if isinstance(result, dict) and isinstance(result.get("metrics"), dict) else None
 
     def status(self) -> dict[str, Any]:
-        """The content of status.json, empty before the first start."""
-        return read_json(self.path / "status.json") or {}
+        """The content of status.json, empty before the first start and where it cannot be read."""
+        status = read_json(self.path / "status.json")
+        return status if isinstance(status, dict) else {}
 
     def update_status(self, **values: Any) -> None:
         """Merges ``values`` into status.json."""

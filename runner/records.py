@@ -54,12 +54,14 @@ class Record:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Empty where the run ended before it was written, or where it cannot be read."""
+        """Empty where the run ended before it was written, and where it cannot be read or is another program's."""
         file = self.path / "config.yaml"
         try:
-            return registry.read_yaml(file) if file.is_file() else {}
+            found = registry.read_yaml(file) if file.is_file() else {}
         except UserError:
             return {}
+        ours = all(isinstance(found.get(group), dict) and "name" in found[group] for group in CHOICES)
+        return found if ours else {}
 
     @cached_property
     def state(self) -> str:

@@ -114,6 +114,10 @@ def analyse(
         )
     elif complete[score].nunique() == 2:
         notes.append("the score has two values: the models take it as a number (distribution=binomial: a logit model)")
+    for item in meta_parameters:  # a setting that is null in some runs is one of its values, not a missing one
+        if complete[item].isna().any():
+            known = complete[item].notna()
+            complete = complete.assign(**{item: complete[item].astype(object).where(known, "null")})
     systems = coded(complete[system])[0]
     own = {name: complete[_as_text(complete[system]) == name] for name in systems}
     varied = {name: [item for item in meta_parameters if part[item].nunique() > 1] for name, part in own.items()}
@@ -190,11 +194,11 @@ def _best(part: pandas.DataFrame, varied: Sequence[str], by: str) -> tuple[str, 
     """(in words, rows) of the configuration with the highest mean; the first of equal ones."""
     if not varied:
         return "its only one", part
-    means = part.groupby(list(varied), dropna=False, sort=True)[by].mean()
+    means = part.groupby(list(varied))[by].mean()
     choice = means.idxmax() if len(varied) > 1 else (means.idxmax(),)
     chosen = part
     for name, value in zip(varied, choice, strict=True):
-        chosen = chosen[chosen[name].isna()] if value != value else chosen[chosen[name] == value]
+        chosen = chosen[chosen[name] == value]
     return ", ".join(f"{name}={value}" for name, value in zip(varied, choice, strict=True)), chosen
 
 

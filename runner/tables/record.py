@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,5 +46,13 @@ def record(document: dict[str, Any], path: Path) -> None:
 
 def _without_places(document: dict[str, Any]) -> dict[str, Any]:
     """Where somebody keeps their runs and data says nothing about a result."""
-    words = [word for word in document["overrides"] if not word.startswith("paths.")]
-    return document | {"overrides": words, "command": re.sub(r" '?paths\.\S+", "", document["command"])}
+
+    def without(words: Iterable[str]) -> list[str]:
+        return [word for word in words if not word.startswith("paths.")]
+
+    def command(text: str | None) -> str | None:
+        return text and shlex.join(without(shlex.split(text)))
+
+    cells = [cell | {"command": command(cell["command"])} for cell in document["cells"]]
+    overrides = without(document["overrides"])
+    return document | {"overrides": overrides, "command": command(document["command"]), "cells": cells}

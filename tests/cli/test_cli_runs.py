@@ -93,6 +93,21 @@ def test_a_result_wins_over_a_status_that_says_running(runs, capsys):
     assert listed(capsys)["aaaa00000001"]["state"] == "done"
 
 
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("config.yaml", "model: resnet\nmethod: {depth: 3}\n"),
+        ("status.json", "[1]"),
+        ("result.json", '{"metrics": [1], "profile": 2}'),
+    ],
+)
+def test_a_file_of_another_program_hides_no_other_run(name, text, runs, capsys):
+    place = make_run(runs, "theirs/outputs", "method=supervised", state="failed")
+    (place / name).write_text(text)
+    assert main(["runs", f"paths.runs={runs}", "state=*"]) == 0
+    assert {"outputs", "aaaa00000001"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+
+
 def test_a_method_that_is_not_here_tells_all_its_fields(runs, capsys):
     method = {"name": "absent", "target": "absent:Absent", "rate": 0.5}
     make_run(runs, "absent-resnet20-digits/cccc00000001", "method=supervised", method=method)

@@ -188,6 +188,28 @@ def test_aliased_facets_are_named_and_counted_once():
     assert [item.name for item in found.reliability[1].components] == ["example", "seed", "noise", "residual"]
 
 
+@pytest.mark.parametrize("values", [(None, 0.5), (None, 0.1, 0.5), (None, 1, "step")])
+def test_null_is_a_value_of_a_meta_parameter(values):
+    def table(first):
+        rows = [
+            {"system": "A", "seed": seed, "example": example, "clip": value, "score": (7 * example) % 11 + 3 * level}
+            for level, value in enumerate([first, *values[1:]])
+            for seed in range(3)
+            for example in range(8)
+        ]
+        frame = pandas.DataFrame(rows)
+        return frame.assign(score=frame["score"] + 0.1 * (frame["example"] * frame["seed"] % 3))
+
+    found, named = (analyse(table(first), meta_parameters=["clip"]) for first in (None, "a word"))
+    assert found.systems == named.systems == {"A": 3 * len(values)}
+    statistic = named.finding(within="A").test.chi_squared
+    assert found.finding(within="A").test.chi_squared == pytest.approx(statistic, rel=1e-9)
+    assert {row.name: row.variance for row in found.reliability[0].components} == pytest.approx(
+        {row.name: row.variance for row in named.reliability[0].components}
+    )
+    assert "null" in found.finding(within="A").levels
+
+
 def test_rows_are_filtered_and_missing_ones_dropped():
     frame = two_systems()
     frame.loc[0, "score"] = numpy.nan

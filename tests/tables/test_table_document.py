@@ -16,6 +16,7 @@ from runner.tables.document import document
 from runner.tables.fill import estimate, pending, plan_lines, store
 from runner.tables.formats import digits_for, export, reported_text
 from runner.tables.grid import parse_only
+from runner.tables.record import record
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,19 @@ def test_missing_cells_say_which_command_fills_them(configs):
     assert cell_of(found, "high", "digits")["command"] is None
     assert command in export(found, "markdown")
     assert [claim["verdict"] for claim in found["claims"]] == ["no verdict"] * 3
+
+
+def test_the_record_says_nothing_about_where_somebody_keeps_runs(configs, tmp_path):
+    grid = grid_of(configs, "paper", "paths.data=/my/data", "hardware.threads=1", f"paths.runs={tmp_path}/my runs")
+    pretend(grid, rows=("high",))
+    record(made(grid), tmp_path / "R.md")
+    text = (tmp_path / "R.md").read_text()
+    assert "paths." not in text and "my runs" not in text
+    assert (
+        f"runner --config-dir {configs} table toy/arms scale=paper hardware.threads=1 --only 'low, plain,digits'"
+        in text
+    )
+    assert f"Command: `runner --config-dir {configs} table toy/arms scale=paper hardware.threads=1`" in text
 
 
 def test_some_seeds_missing_count_what_is_there(configs):
