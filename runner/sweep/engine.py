@@ -50,7 +50,7 @@ class Sweep:
         self._asked_to_stop = False
         self._slots: list[int | None] = list(self.layout.slots)
         self._looked = 0.0
-        self._tracebacks: dict[str, int] = {}
+        self._tracebacks: dict[str, set[int]] = {}  # where and what -> cells, once each however often they are tried
 
     @property
     def exit_code(self) -> int:
@@ -271,8 +271,9 @@ class Sweep:
 
     def _count_traceback(self, cell: Cell) -> None:
         mark = _traceback_mark(cell.folder.path / "error.txt") or cell.error
-        self._tracebacks[mark] = self._tracebacks.get(mark, 0) + 1
-        if self.stop_after and self._tracebacks[mark] >= self.stop_after and not self.stopping and self.of("queued"):
+        failed = self._tracebacks.setdefault(mark, set())
+        failed.add(id(cell))
+        if self.stop_after and len(failed) >= self.stop_after and not self.stopping and self.of("queued"):
             self.stopping = f"{self.stop_after} failures with one traceback (stop_after={self.stop_after})"
             self.screen.say(f"sweep: no further cell starts: {self.stopping}")
 

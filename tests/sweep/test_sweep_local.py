@@ -78,6 +78,10 @@ def test_equal_tracebacks_stop_the_queue_and_a_first_failure_when_asked(tmp_path
     answer = grid.run("hardware.slots=2", "fail_fast=true")
     assert answer.code == 1 and states(answer) == ["stopped", "failed", "stopped", "stopped"], answer.err
     assert grid.status(0)["state"] == "stopped", "it was asked to save"
+    grid = Grid(tmp_path / "one", cells=2)
+    grid.fault(0, "raise")
+    answer = grid.run("hardware.slots=1", "retries=2", "stop_after=2")
+    assert answer.code == 1 and states(answer) == ["failed", "done"], "one cell that is tried again is one failure"
 
 
 @pytest.mark.slow
