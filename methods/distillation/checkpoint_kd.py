@@ -55,6 +55,8 @@ class CheckpointKD:
         "epochs before the end: method.teacher_mode=training is the other extreme",
         "the paper's temperature and weight of each pair are not known; the released defaults",
         "accuracy is the last epoch's; the released code reports the best of the last ten",
+        "where a ResNet changes shape its shortcut is a 1x1 convolution; the released one takes every second pixel and "
+        "adds channels of zeros",
     )
 
     def __post_init__(self) -> None:
