@@ -40,6 +40,12 @@ class EnvironmentSettings:
     random_return: float | None = None  # of a uniformly random policy, and of an expert: they define
     expert_return: float | None = None  # normalised_return = 100 (return - random) / (expert - random)
 
+    def __post_init__(self) -> None:
+        if self.random_return is not None and self.random_return == self.expert_return:
+            raise ValueError(
+                "random_return and expert_return are equal: there is nothing to normalise by; set them to null"
+            )
+
     def normalised(self, value: float) -> float | None:
         """100 for the expert's return, 0 for a random policy's; None where they are not known."""
         if self.random_return is None or self.expert_return is None:

@@ -224,7 +224,7 @@ class Durable:
     def save(self, loop: Loop, *, finished: bool) -> None:
         """Stores where ``loop`` stands, all tracked and random state."""
         self._check_finite(loop)
-        loop.saved_inside = False
+        loop.saved, loop.saved_inside = True, False
         for outer in self._stack:
             if outer is not loop and isinstance(outer, Loop):
                 outer.saved_inside = True
@@ -286,11 +286,15 @@ class Durable:
         self._check_finite(loop)
 
     def end(self, loop: Loop) -> None:
-        """A loop ran to its end: its final state is stored, inner loops only when saving is due anyway."""
+        """A loop ran to its end: its final state is stored, inner loops only when saving is due anyway.
+
+        Or when a state of its middle is stored: a resume from it would write its lines again, over those of what came
+        after it and was stored.
+        """
         if loop.pending:
             self.write_pending(loop)
         outermost = len(self._stack) == 1
-        due = outermost or time.monotonic() - self._last_save >= self.every_seconds
+        due = outermost or loop.saved or time.monotonic() - self._last_save >= self.every_seconds
         if self.ranks is not None:
             _, due = self.ranks.agree(False, due)
             for _, item in self._tracked_modules() if loop.parts is not None else ():

@@ -64,6 +64,7 @@ class Loop:
         self.pending: dict[str, Any] = {}  # logged in this step, not yet read
         self.shown: dict[str, float] = {}  # last values read
         self.parts: Parts | None = None  # of batches that ranks share
+        self.saved = False  # a state of it is stored
         self.saved_inside = False  # a loop inside saved in the current step
         self._seconds_before = 0.0
         self._started = 0.0
@@ -82,6 +83,7 @@ class Loop:
         self.path = durable.enter_name(self.name)
         record = durable.stored(durable.checkpoints.load_loop, self.path)
         if record is not None:
+            self.saved = True
             durable.skipped(record)
             durable.restore(record)
             self.epoch, self.offset, self.position = record["epoch"], record["offset"], record["position"]

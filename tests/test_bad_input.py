@@ -57,6 +57,11 @@ def wrong(place: Path, *arguments: object) -> Answer:
         (["recipe.epochs=many"], ["recipe.epochs", "expected an integer > 0", "'many'", "set on the command line"]),
         (["recipe.epochs=0"], ["recipe.epochs", "expected an integer > 0", "got 0"]),
         (["seed=-1"], ["seed", "expected an integer >= 0"]),
+        (["method=erm", "method.batch_size=1"], ["method.batch_size", "expected an integer >= 2"]),
+        (
+            ["method=sac", "dataset.random_return=1", "dataset.expert_return=1"],
+            ["random_return equals expert_return", "set both to null"],
+        ),
         (["recipe.accumulation=0"], ["recipe.accumulation", "expected an integer > 0"]),
         (["recipe.ema_decay=1.5"], ["recipe.ema_decay", "expected a number >= 0 and < 1 or null"]),
         (["seeds.order=-1"], ["seeds.order", "expected an integer >= 0"]),

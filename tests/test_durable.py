@@ -143,8 +143,8 @@ class Clock:
         self.ticks += 1
 
 
-def nested(folder: Path, clock: Clock, log_every: int = 1) -> list[float]:
-    """Six steps with an inner loop of ten seconds each; saves every seven seconds."""
+def nested(folder: Path, clock: Clock, log_every: int = 1, inner: tuple[str, ...] = ("inner",)) -> list[float]:
+    """Six steps with inner loops of ten seconds each; saves every seven seconds."""
     folder.mkdir(exist_ok=True)
     observer = toy_methods.FileObserver(folder / "metrics.jsonl")
     ctx = Durable(
@@ -158,12 +158,13 @@ def nested(folder: Path, clock: Clock, log_every: int = 1) -> list[float]:
     drawn: list[float] = []
     ctx.track(drawn=drawn)
     for _ in ctx.loop("outer", 6):
-        for _ in ctx.loop("inner", 10):
-            clock.tick()
-            drawn.append(torch.rand(()).item())
-            ctx.log(drawn=drawn[-1])
-            if len(drawn) % 10 == 6:
-                ctx.log(seldom=torch.tensor(float(len(drawn))))
+        for name in inner:
+            for _ in ctx.loop(name, 10):
+                clock.tick()
+                drawn.append(torch.rand(()).item())
+                ctx.log(drawn=drawn[-1])
+                if len(drawn) % 10 == 6:
+                    ctx.log(seldom=torch.tensor(float(len(drawn))))
     ctx.finish()
     observer.metrics.close()
     return drawn
@@ -197,4 +198,18 @@ def test_what_was_logged_and_not_yet_written_survives_a_kill(tmp_path, monkeypat
         nested(tmp_path / "killed", clock, log_every=4)
     clock.end = None
     nested(tmp_path / "killed", clock, log_every=4)
+    assert record(tmp_path / "killed") == record(tmp_path / "undisturbed")
+
+
+def test_of_two_loops_in_a_step_the_first_is_not_run_again_after_the_second_saved(tmp_path, monkeypatch):
+    """What it wrote anew would take the place of the second's lines."""
+    clock = Clock()
+    monkeypatch.setattr("runner.durable.time", SimpleNamespace(monotonic=lambda: clock.now))
+    expected = nested(tmp_path / "undisturbed", clock, inner=("first", "second"))
+    clock.now, clock.ticks, clock.end = 0.0, 0, 18.0  # saved in the first loop at 7 and in the second, after 14
+    with pytest.raises(InterruptedError):
+        nested(tmp_path / "killed", clock, inner=("first", "second"))
+    clock.ticks, clock.end = 0, None
+    assert nested(tmp_path / "killed", clock, inner=("first", "second")) == expected
+    assert clock.ticks <= 120 - 14
     assert record(tmp_path / "killed") == record(tmp_path / "undisturbed")

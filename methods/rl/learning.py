@@ -10,6 +10,7 @@ import numpy
 from pydantic import Field
 from torch import Tensor
 
+from runner.errors import UserError
 from runner.methods.rl.interaction import Curve, Policy, actions_of, final_returns
 from runner.methods.rl.replay import Batch, Replay
 
@@ -54,6 +55,7 @@ class OnlineLearning(Measuring):
         references are known, and area: the mean of the returns measured on the way.
         """
         copies = environments.copies
+        check_capacity(self.capacity, copies)
         replay = Replay(min(self.capacity, self.steps + copies), environments.sizes, ctx.device)
         curve = self.curve(ctx, ctx.data, policy)
         ctx.track(replay=replay, environments=environments, curve=curve, **tracked)
@@ -71,6 +73,15 @@ class OnlineLearning(Measuring):
             curve.after(done + copies, done)
         ctx.track(replay=None, environments=None)
         return {**final_returns(ctx, ctx.data, policy, self.test_episodes), **curve.summary()}
+
+
+def check_capacity(capacity: int, copies: int) -> None:
+    """Raises UserError: a step of all copies of the environment does not fit into the replay."""
+    if capacity < copies:
+        raise UserError(
+            f"method.capacity={capacity} holds less than one step of dataset.copies={copies} environments: "
+            f"set it to {copies} or more"
+        )
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,7 @@ from runner.methods.rl.agents import save_agent, soft_actor_critic, stored_agent
 from runner.methods.rl.cql import CQL, conservative_gaps
 from runner.methods.rl.density_ratio import DensityRatio, Priorities, first_priority, priorities_of, ratio_loss
 from runner.methods.rl.interaction import actions_of, episode_returns, final_returns, training_environments
-from runner.methods.rl.learning import Discount, Measuring, Share, Size
+from runner.methods.rl.learning import Discount, Measuring, Share, Size, check_capacity
 from runner.methods.rl.logged import logged_transitions
 from runner.methods.rl.soft_actor_critic import Rate, Rates, SoftActorCritic, update
 
@@ -77,6 +77,7 @@ class Off2On(Measuring):
         evaluations on the way), drop (largest fall below offline_return within drop_steps, at least 0), and
         ratio_online and ratio_offline, the mean estimated ratio on batches of both."""
         logged = logged_transitions(ctx)
+        check_capacity(self.capacity, logged.environment.settings.copies)
         agent = self.offline_agents(ctx, logged.sizes)
         optimizer = agent.optimizer(self.rates)
         ratio = DensityRatio(ctx, logged.sizes)

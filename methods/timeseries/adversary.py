@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from runner.context import Context
     from runner.datasets.examples import ExampleBatches
 
+BatchSize = Annotated[int, Field(ge=2)]  # batch normalisation has no variance of one window
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Moment = Annotated[float, Field(ge=0, lt=1)]

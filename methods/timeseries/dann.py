@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from runner.methods.timeseries.adversary import (
     Adam,
+    BatchSize,
     Positive,
     Weight,
     build_branch,
@@ -31,7 +32,7 @@ class DANN:
     """Domain-adversarial training with domain labels."""
 
     epochs: Positive = 150
-    batch_size: Positive = 160
+    batch_size: BatchSize = 160
     width: Positive = 256  # of the bottleneck
     hidden: Positive = 256  # of the discriminator
     reversal: Weight = 1.0  # of the adversary's gradient

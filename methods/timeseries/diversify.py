@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 from runner.evaluation import evaluating
 from runner.methods.timeseries.adversary import (
     Adam,
+    BatchSize,
     Branch,
     Positive,
     Weight,
@@ -47,7 +48,7 @@ class Diversify:
     fine_grained: bool = True  # stage 1 tells latent domain and class, not the class alone
     domains: Literal["learned", "random"] = "learned"  # random: drawn once, and stage 2 is left out
     empty_clusters: EmptyClusters = "stay_empty"  # released: one empty cluster takes all windows, as in the code
-    batch_size: Positive | None = None  # null: 32 windows a latent domain, 16 from six of them on
+    batch_size: BatchSize | None = None  # null: 32 windows a latent domain, 16 from six of them on
     width: Positive = 256  # of the bottlenecks
     hidden: Positive = 256  # of the discriminators
     optimizer: Adam = field(default_factory=Adam)  # of each stage, kept over the rounds

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch.nn.functional import cross_entropy
 
-from runner.methods.timeseries.adversary import Adam, Positive, build_branch, train
+from runner.methods.timeseries.adversary import Adam, BatchSize, Positive, build_branch, train
 
 if TYPE_CHECKING:
     from runner.context import Context
@@ -20,7 +20,7 @@ class ERM:
     """Empirical risk minimisation over all training domains."""
 
     epochs: Positive = 150
-    batch_size: Positive = 160
+    batch_size: BatchSize = 160
     width: Positive = 256  # of the bottleneck
     optimizer: Adam = field(default_factory=Adam)
 

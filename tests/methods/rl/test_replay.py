@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from runner.checkpoints import decode, encode
+from runner.errors import UserError
+from runner.methods.rl.learning import check_capacity
 from runner.methods.rl.replay import Replay, SumTree
 
 
@@ -74,3 +76,9 @@ def test_stratified_places_have_the_shares_of_their_priorities_at_once():
     tree = SumTree(4)
     tree.set(numpy.arange(4), numpy.array([1.0, 2, 3, 2]))
     assert tree.sample(numpy.full(8, 0.5)).tolist() == [0, 1, 1, 2, 2, 2, 3, 3]
+
+
+def test_a_replay_smaller_than_a_step_of_all_copies_is_refused():
+    check_capacity(4, 4)
+    with pytest.raises(UserError, match=r"method.capacity=3 .* set it to 4 or more"):
+        check_capacity(3, 4)
