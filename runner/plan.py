@@ -36,10 +36,14 @@ class Plan:
         from runner.datasets import MODULES
         from runner.models import ZOO
 
-        model, dataset = self.config["model"], self.config["dataset"]
-        network = model["target"] or (ZOO[model["name"]].builder if model["name"] in ZOO else None)
+        dataset = self.config["dataset"]
+        roles = [section.get("model") for section in self.config.values() if isinstance(section, Mapping)]
+        models = [self.config["model"], *(model for model in roles if isinstance(model, Mapping))]
+        networks = [
+            model["target"] or (ZOO[model["name"]].builder if model["name"] in ZOO else None) for model in models
+        ]
         source = MODULES.get("torch_dataset" if dataset.get("target") else dataset["name"])
-        return code_fingerprint(self.config["method"]["target"], network, source, dataset.get("target"))
+        return code_fingerprint(self.config["method"]["target"], *networks, source, dataset.get("target"))
 
 
 def plan(config: Mapping[str, Any], origin: Callable[[str], str] | None = None) -> Plan:

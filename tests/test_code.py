@@ -91,6 +91,11 @@ def test_the_network_of_the_user_enters(package, monkeypatch):
     assert "runner.models.resnet" not in seen
 
 
+def test_the_teacher_of_the_user_enters(package, monkeypatch):
+    words = ["method=soft_logits", "model=resnet8", "dataset=digits", f"teacher.model.target={TARGET}"]
+    assert "fingerprinted.deep.beside" in covered(monkeypatch, plan(compose(words).config).code)
+
+
 def test_a_package_in_the_working_directory_is_found(package, monkeypatch):
     before = code_fingerprint(TARGET)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(package.parent)])

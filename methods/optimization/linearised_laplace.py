@@ -219,9 +219,11 @@ class LinearisedLaplace:
     def _predict(self, ctx: Context, line: Linearisation, samples: Tensor) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for angle in self.angles:
-            images, labels = _whole(ctx, turned(ctx.data.test, angle))
-            logits = line.outputs(line.weights, images)
-            drawn = line.products(images, samples)
+            test = turned(ctx.data.test, angle)
+            batches = ctx.batches(test, ctx.recipe.evaluation_batch_size, shuffle=False, augment=False).iterate(0)
+            parts = [(line.outputs(line.weights, x), line.products(x, samples), y) for x, y, _ in batches]
+            logits, labels = (torch.cat([part[place] for part in parts]) for place in (0, 2))
+            drawn = torch.cat([part[1] for part in parts], 1)
             rows = torch.arange(len(labels), device=labels.device)
             name = f"{angle:g}"
             for kind, log_probabilities in (

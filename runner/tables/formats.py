@@ -41,7 +41,7 @@ def export(document: dict[str, Any], form: str) -> str:
 
 def digits_for(value: float, digits: int) -> int:
     """So many digits behind the point, and more where they would leave one valid digit or none: then three."""
-    if value == 0 or abs(value) >= 10.0 ** (1 - digits):
+    if value == 0 or not math.isfinite(value) or abs(value) >= 10.0 ** (1 - digits):
         return digits
     return 2 - math.floor(math.log10(abs(value)))
 

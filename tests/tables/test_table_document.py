@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -276,7 +277,9 @@ def test_the_document_survives_json(filled, tmp_path):
     assert json.loads(path.read_text()) == json.loads(json.dumps(filled))
 
 
-@pytest.mark.parametrize(("value", "digits", "found"), [(93.8, 2, 2), (0.0211, 2, 4), (0.0, 2, 2), (315.4, 0, 0)])
+@pytest.mark.parametrize(
+    ("value", "digits", "found"), [(93.8, 2, 2), (0.0211, 2, 4), (0.0, 2, 2), (315.4, 0, 0), (math.inf, 1, 1)]
+)
 def test_small_numbers_get_more_digits(value, digits, found):
     assert digits_for(value, digits) == found
 
