@@ -28,6 +28,7 @@ from runner.schema import AnyDataset
 from runner.settings import Settings, build_method, build_section, load_target, roles, validate
 from runner.storage import write_atomic, write_json
 from runner.tracking import Tracker
+from runner.unread import set_in_vain
 
 STATUS_SECONDS = 10.0
 WAIT_SECONDS = 1.0
@@ -288,6 +289,9 @@ def run_locked(checked: Checked, launch: Launch, *, prefix: str = "") -> dict[st
         told = {"seconds": result["seconds"], "profile": ctx.profiles, **summary}
         shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
         (folder.path / "result.previous.json").unlink(missing_ok=True)
+        vain = set_in_vain(planned.config["recipe"], ctx.recipe_read, planned.origin) if attempt == 1 else []
+        if vain:  # a resumed run does not ask again for what finished phases used
+            observer.say(f"without effect: {', '.join(vain)}; nothing in this run of {planned.name} asked for it")
         return result
     except StopRequested:
         state = "stopped"

@@ -37,6 +37,7 @@ LEFT_OUT = (
     "runner.code",
     "runner.api",
     "runner.sweep",
+    "runner.unread",
 )
 # Imported by name at run time, so that no import statement of a method shows it (see also Plan.code).
 ALWAYS = ("runner.context", "runner.datasets", "runner.models")

@@ -23,6 +23,7 @@ from runner.folder import RunFolder
 from runner.loop import Loop
 from runner.settings import build_section
 from runner.storage import replace_atomic
+from runner.unread import noted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +63,8 @@ class Context:
         self.observer = observer
         self.device = launch.device
         self.seed: int = config["seed"]
-        self.recipe: Recipe = settings.recipe
+        self.recipe_read: set[str] = set()  # fields of the recipe that were asked for
+        self.recipe: Recipe = noted(settings.recipe, self.recipe_read)
         self.scale: Scale = settings.scale
         self.profiles: dict[str, dict[str, Any]] = {}
         self.cells: dict[str, dict[str, Any]] = {}  # phases of this run that are cells: seconds, run, what is in them
@@ -252,6 +254,7 @@ class Context:
         from runner.cells import run_cell
         from runner.plan import cell_config
 
+        self.recipe_read.update(self.config["recipe"])  # there
         config = cell_config(self.config, method, fields, recipe, seed, self.launch.search_path) | dict(sections or {})
         return run_cell(self, config, as_role=role or method)
 
