@@ -19,12 +19,14 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.datasets import cross_domain, files
 from runner.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from runner.datasets.episodes import EpisodeData
     from runner.datasets.images import ImageData
     from runner.datasets.linear_tasks import LinearTasks
@@ -130,6 +132,16 @@ def fingerprint(name: str, path: str | None) -> str | None:
 
         return imagenet.fingerprint(files.user_path(path))
     return files.fingerprint(files.user_path(path))
+
+
+def found_in_root(dataset: Mapping[str, Any], data_root: str | Path) -> Path | None:
+    """What a set without ``path`` reads from the data root, where that is the user's own and no published file."""
+    look = (
+        getattr(importlib.import_module(MODULES[dataset["name"]]), "found", None)
+        if dataset["name"] in MODULES
+        else None
+    )
+    return None if look is None else look(dataset, Path(data_root).expanduser())
 
 
 def load_data(

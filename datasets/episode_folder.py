@@ -16,12 +16,14 @@ import csv
 import io
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.datasets import archive, files, image_folder, tiny_imagenet
 from runner.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from runner.datasets.episodes import EpisodeData
     from runner.datasets.images import Limits
     from runner.schema import DatasetSettings
@@ -83,20 +85,26 @@ def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> EpisodeD
     return episodes.assemble(settings, shown, splits, names)
 
 
+def found(dataset: Mapping[str, Any], data_root: Path) -> Path | None:
+    """The user's copy in the data root, whose content enters the key as that of ``dataset.path`` does."""
+    name = NAMES.get(dataset["name"])
+    places = [data_root / f"{name}{ending}" for ending in ENDINGS] if name else []
+    return next((place for place in places if place.exists()), None)
+
+
 def _place(settings: DatasetSettings, data_root: Path) -> Path:
     """The folder or archive. Raises UserError where there is none."""
     if settings.path is not None:
         return files.user_path(settings.path)
     if settings.name not in NAMES:
         raise UserError(f"dataset={settings.name} needs dataset.path=PATH: {archive.KINDS} of {LAYOUT}")
-    name = NAMES[settings.name]
-    found = [path for ending in ENDINGS if (path := data_root / f"{name}{ending}").exists()]
-    if not found:
+    name, place = NAMES[settings.name], found({"name": settings.name}, data_root)
+    if place is None:
         raise UserError(
             f"{name} is not in {data_root}: its publishers ask for registration, so nothing is fetched; put your copy "
             f"there as {name} or {name}.zip, or set dataset.path: {LAYOUT}"
         )
-    return found[0]
+    return place
 
 
 def arrange(path: Path, names: list[str]) -> Members:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from zipfile import BadZipFile
 
 from runner.datasets import files
@@ -20,6 +20,8 @@ from runner.errors import UserError
 from runner.schema import AnyDataset
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy
     import torch
 
@@ -38,16 +40,22 @@ def check(settings: Settings, data_root: Path, offline: bool) -> None:
     _place(settings, data_root)
 
 
+def found(dataset: Mapping[str, Any], data_root: Path) -> Path | None:
+    """The user's file in the data root, whose content enters the key as that of ``dataset.path`` does."""
+    place = data_root / f"{dataset['name']}.npz"
+    return place if dataset["name"] != "graph_file" and place.is_file() else None
+
+
 def _place(settings: Settings, data_root: Path) -> Path:
     if settings.path is not None:
         return files.user_path(settings.path)
     if settings.name == "graph_file":
         raise UserError(f"dataset=graph_file needs dataset.path=FILE.npz with {ARRAYS}")
-    place = data_root / f"{settings.name}.npz"
-    if not place.is_file():
+    place = found({"name": settings.name}, data_root)
+    if place is None:
         raise UserError(
-            f"dataset={settings.name}: there is no {place}; bring it (paths.data=FOLDER or dataset.path=FILE.npz), an "
-            f".npz of {ARRAYS}; dataset=block_graph needs no file"
+            f"dataset={settings.name}: there is no {data_root / settings.name}.npz; bring it (paths.data=FOLDER or "
+            f"dataset.path=FILE.npz), an .npz of {ARRAYS}; dataset=block_graph needs no file"
         )
     return place
 

@@ -21,6 +21,8 @@ from runner.errors import UserError
 from runner.schema import AnyDataset
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy
     import torch
 
@@ -98,8 +100,17 @@ def _file(settings: Settings, data_root: Path) -> Path | None:
         return Path(settings.path).expanduser()
     if settings.file is None:
         return None
-    candidates = [data_root / "transitions" / f"{settings.file}{suffix}" for suffix in SUFFIXES]
-    return next((file for file in candidates if file.is_file()), candidates[0])
+    return found({"file": settings.file}, data_root) or _candidates(settings.file, data_root)[0]
+
+
+def found(dataset: Mapping[str, Any], data_root: Path) -> Path | None:
+    """The user's file in the data root, whose content enters the key as that of ``dataset.path`` does."""
+    files = _candidates(dataset["file"], data_root) if dataset.get("file") else []
+    return next((file for file in files if file.is_file()), None)
+
+
+def _candidates(name: str, data_root: Path) -> list[Path]:
+    return [data_root / "transitions" / f"{name}{suffix}" for suffix in SUFFIXES]
 
 
 @dataclass

@@ -7,6 +7,7 @@ What enters: every section and value of the composed config except those named i
 | method, recipe, scale, seed, seeds, precision, model, dataset, roles (baseline, teacher ...) | their values |
 | dataset.path, model.weights, a role's too | the content (sha256 of a file, names and sizes of a folder) |
 | method.runs, method.example_properties, method.benchmark | the fingerprint of the runs' test scores, of the file |
+| a user's own file in paths.data, where dataset.path is not set (graphs, few-shot sets, logs) | the content |
 | model.weights=imagenet | torchvision's name of the weights |
 | fields added later (conf/added_later.yaml), a role's too, while they stand at their neutral value | not at all |
 | hardware, tracking, paths, checkpoint, force, allow_code_change, debug, profile, offline | not at all |
@@ -47,16 +48,16 @@ def run_key(
 
     Args:
         config: the composed, resolved config.
-        fingerprints: for each of ``PATHS`` that is set, and for paths among the method's fields, the fingerprint of
-            its content; without one a path of ``PATHS`` says nothing about the result (a set with published checksums)
-            and counts as not set.
+        fingerprints: of each of ``PATHS`` that is set or found in ``paths.data``, and of paths among the method's
+            fields, the fingerprint of its content; without one a path of ``PATHS`` says nothing about the result (a
+            set with published checksums) and counts as not set.
         added_later: dotted name of a field -> the neutral value at which it is left out, in a role's section too.
     """
     decisive = {name: value for name, value in config.items() if name not in LEFT_OUT}
     flat = _flatten(decisive)
     paths = {*PATHS, *(fingerprints or {})}
     for name, value in flat.items():
-        if value is not None and (name in paths or _in_role(name) in PATHS):
+        if name in (fingerprints or {}) or (value is not None and (name in paths or _in_role(name) in PATHS)):
             flat[name] = (fingerprints or {}).get(name)
     for field, neutral in (added_later or {}).items():
         for name in [name for name in flat if name == field or _in_role(name) == field]:

@@ -68,10 +68,11 @@ def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     }
     for prefix, section in sections.items():
         dataset, model = (section.get(name) or {} for name in ("dataset", "model"))
-        if dataset.get("path"):
-            from runner.datasets import fingerprint
+        if dataset:
+            from runner.datasets import fingerprint, found_in_root
 
-            content = fingerprint(dataset["name"], dataset["path"])
+            place = dataset.get("path") or found_in_root(dataset, config["paths"]["data"])
+            content = fingerprint(dataset["name"], place)
             if content is not None:
                 found[f"{prefix}dataset.path"] = content
         if model.get("weights"):

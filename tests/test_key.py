@@ -154,6 +154,17 @@ def test_a_data_path_enters_as_its_content(tmp_path):
     assert key(composed("method=supervised", "dataset=image_folder", f"dataset.path={archive}")) == keys["one"]
 
 
+def test_a_file_found_among_the_data_enters_as_its_path_would(tmp_path):
+    words = "method=nafs", "dataset=cora", f"paths.data={tmp_path}"
+    without = key(composed(*words))
+    (tmp_path / "cora.npz").write_text("one conversion")
+    one = key(composed(*words))
+    (tmp_path / "copy.npz").write_text("one conversion")
+    assert key(composed(*words, f"dataset.path={tmp_path / 'copy.npz'}")) == one != without
+    (tmp_path / "cora.npz").write_text("another conversion, with self-loops")
+    assert key(composed(*words)) not in {one, without}
+
+
 def test_the_place_of_a_data_set_with_published_checksums_does_not_matter(tmp_path):
     keys = {
         key(composed("method=supervised", "dataset=cifar10", f"dataset.path={path}")) for path in ("null", "a", "b")
