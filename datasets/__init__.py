@@ -136,12 +136,9 @@ def fingerprint(name: str, path: str | None) -> str | None:
 
 def found_in_root(dataset: Mapping[str, Any], data_root: str | Path) -> Path | None:
     """What a set without ``path`` reads from the data root, where that is the user's own and no published file."""
-    look = (
-        getattr(importlib.import_module(MODULES[dataset["name"]]), "found", None)
-        if dataset["name"] in MODULES
-        else None
-    )
-    return None if look is None else look(dataset, Path(data_root).expanduser())
+    module = importlib.import_module(MODULES[dataset["name"]]) if dataset["name"] in MODULES else None
+    looks = [getattr(module, name) for name in ("found", "found_part") if hasattr(module, name)]
+    return next((place for look in looks if (place := look(dataset, Path(data_root).expanduser()))), None)
 
 
 def load_data(
@@ -161,6 +158,7 @@ def load_data(
 
     data_root = Path(data_root).expanduser()
     check_dataset(settings, data_root, offline)
+    _whole_at_paper_scale(settings, scale, data_root)
     limits = images.Limits(
         train=_limit(getattr(settings, "train_size", None), scale.max_train_examples, scale.name),
         test=_limit(getattr(settings, "test_size", None), scale.max_test_examples, scale.name),
@@ -177,6 +175,18 @@ def load_data(
     for note in loaded.notes:
         print(f"{loaded.display_name}: {note}", file=sys.stderr)
     return images.assemble(loaded, settings, limits)
+
+
+def _whole_at_paper_scale(settings: AnyDataset, scale: Scale, data_root: Path) -> None:
+    look = getattr(_module(settings), "found_part", None)
+    if look is None or scale.name != "paper" or settings.path is not None:
+        return
+    part = look({"name": settings.name}, data_root)
+    if part is not None:
+        raise UserError(
+            f"dataset={settings.name}: {part} is a part of the set, and scale=paper is for the whole; "
+            f"dataset.path={part} takes the part all the same"
+        )
 
 
 def _limit(wished: int | None, of_scale: int | None, scale: str) -> int | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from runner.datasets import files
 from runner.errors import UserError
 
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz")
 KINDS = "a folder, .tar, .tar.gz, .tar.bz2, .tar.xz or .zip"
 # RuntimeError: an encrypted zip; NotImplementedError: a compression that zipfile lacks
 DAMAGE = (

@@ -36,7 +36,6 @@ NAMES = {  # of sets that nobody may hand out here: below paths.data, a folder o
     "cifar_fs_episodes": "CIFAR-FS",
     "cub_episodes": "CUB",
 }
-ENDINGS = ("", ".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz")
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 LAYOUT = "train/CLASS/image, val/CLASS/image and test/CLASS/image, or images with train.csv, val.csv and test.csv"
 PROPORTIONS = (0.5, 0.2)  # of Tiny ImageNet's classes for training and validation
@@ -88,8 +87,13 @@ def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> EpisodeD
 def found(dataset: Mapping[str, Any], data_root: Path) -> Path | None:
     """The user's copy in the data root, whose content enters the key as that of ``dataset.path`` does."""
     name = NAMES.get(dataset["name"])
-    places = [data_root / f"{name}{ending}" for ending in ENDINGS] if name else []
+    places = [data_root / f"{name}{ending}" for ending in ("", *archive.ENDINGS)] if name else []
     return next((place for place in places if place.exists()), None)
+
+
+def found_part(dataset: Mapping[str, Any], data_root: Path) -> Path | None:
+    """Of Tiny ImageNet."""
+    return tiny_imagenet.found_part(dataset, data_root) if dataset["name"] == TINY else None
 
 
 def _place(settings: DatasetSettings, data_root: Path) -> Path:

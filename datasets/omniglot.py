@@ -9,12 +9,14 @@ in the proportion 1028 : 172 : 423 of Vinyals et al. 2016; the published lists h
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.datasets import archive, download, files
 from runner.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from runner.datasets.episodes import EpisodeData
     from runner.datasets.images import Limits
     from runner.schema import DatasetSettings
@@ -31,8 +33,18 @@ def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:
     if settings.path is not None:
         for part in _parts(files.user_path(settings.path)):
             archive.check(part)
-    elif not all((data_root / "omniglot" / name).is_file() for name in ZIPS):
+    elif not _published(data_root) and found_part({}, data_root) is None:
         download.check_allowed(_missing(data_root), data_root, offline)
+
+
+def _published(data_root: Path) -> bool:
+    return all((data_root / "omniglot" / name).is_file() for name in ZIPS)
+
+
+def found_part(dataset: Mapping[str, Any], data_root: Path) -> Path | None:
+    """The data root's folder, where it holds other zips than the two published ones (the small background sets)."""
+    folder = data_root / "omniglot"
+    return folder if not _published(data_root) and any(folder.glob("*.zip")) else None
 
 
 def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> EpisodeData:
@@ -42,7 +54,7 @@ def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> EpisodeD
     from runner.datasets.images import Images
 
     folder = data_root / "omniglot"
-    if settings.path is None and not all((folder / name).is_file() for name in ZIPS):
+    if settings.path is None and not _published(data_root) and found_part({}, data_root) is None:
         _fetch(folder, data_root)
     path = folder if settings.path is None else files.user_path(settings.path)
     side = settings.image_size or SIDE

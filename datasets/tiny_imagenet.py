@@ -8,12 +8,14 @@ are the test split: those of the published test folder have no labels. Classes a
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.datasets import archive, download, files, image_folder
 from runner.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from runner.datasets.image_folder import Layout
     from runner.datasets.images import Limits, Loaded
     from runner.schema import DatasetSettings
@@ -26,7 +28,7 @@ ANNOTATIONS = "val_annotations.txt"
 def check(settings: DatasetSettings, data_root: Path, offline: bool) -> None:
     if settings.path is not None:
         archive.check(files.user_path(settings.path))
-    elif not (data_root / ARCHIVE).is_file():
+    elif not (data_root / ARCHIVE).is_file() and found_part({}, data_root) is None:
         download.check_allowed(_missing(data_root), data_root, offline)
 
 
@@ -35,12 +37,14 @@ def load(settings: DatasetSettings, limits: Limits, data_root: Path) -> Loaded:
 
 
 def place(settings: DatasetSettings, data_root: Path) -> Path:
-    """Where the images are: ``dataset.path``, else the published zip, fetched if it is not there.
+    """Where the images are: ``dataset.path``, else the published zip, else a part of it, else the zip is fetched.
 
     Raises:
         UserError: a path that is missing, a failed download, a damaged zip.
     """
     path = data_root / ARCHIVE if settings.path is None else files.user_path(settings.path)
+    if settings.path is None and (part := found_part({}, data_root)) is not None:
+        return part
     if settings.path is None:
         from torchvision.datasets.utils import check_integrity
 
@@ -49,6 +53,14 @@ def place(settings: DatasetSettings, data_root: Path) -> Path:
         elif not check_integrity(path, MD5):
             raise UserError(f"{path} is damaged (its checksum differs); delete it, or put a good copy there")
     return path
+
+
+def found_part(dataset: Mapping[str, Any], data_root: Path) -> Path | None:
+    """The one archive tiny-imagenet... or tiny_imagenet... of the data root, where it lacks the published zip."""
+    if (data_root / ARCHIVE).is_file():
+        return None
+    places = [place for place in data_root.glob("tiny[-_]imagenet*") if place.name.endswith(archive.ENDINGS)]
+    return places[0] if len(places) == 1 else None
 
 
 def arrange(path: Path, names: list[str]) -> Layout:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runner.datasets import check_dataset, kind_of, load_data
+from runner.datasets import check_dataset, found_in_root, kind_of, load_data
 from runner.datasets.episodes import Tasks, draw, stack
 from runner.datasets.glyphs import glyphs
 from runner.errors import UserError
@@ -269,6 +269,28 @@ def test_omniglot_from_its_small_zips(shared_data, scale):
     assert torch.bincount(data.train.labels).tolist() == [20] * sizes[0]
     task = data.task("test", 0)
     assert task.support.shape == (5, 1, 28, 28) and task.support.mean() < 0.3, "strokes are white on black"
+
+
+def test_parts_in_the_data_folder_are_taken_but_at_paper_scale(shared_data, scale, tmp_path):
+    """Omniglot's small zips, and a part of Tiny ImageNet."""
+    (tmp_path / "omniglot").mkdir()
+    name = "omniglot/images_background_small1.zip"
+    (tmp_path / name).symlink_to(shared_data / name)
+    settings = DatasetSettings(name="omniglot_episodes", normalisation=UNIT, episodes=EpisodeSettings(queries=1))
+    assert (
+        "Balinese/character01" in load_data(settings, scale("smoke", 40), data_root=tmp_path, offline=True).class_names
+    )
+    assert found_in_root({"name": "omniglot_episodes"}, tmp_path) == tmp_path / "omniglot"
+    with pytest.raises(UserError, match=r"omniglot is a part of the set.*dataset\.path=.*omniglot takes the part"):
+        load_data(settings, scale("paper"), data_root=tmp_path, offline=True)
+    for name in ("tiny_imagenet", "tiny_imagenet_episodes"):
+        assert found_in_root({"name": name}, tmp_path) is None
+    part = tmp_path / "tiny_imagenet_part.tar"
+    part.write_bytes(b"")
+    for name in ("tiny_imagenet", "tiny_imagenet_episodes"):
+        assert found_in_root({"name": name}, tmp_path) == part
+    (tmp_path / "tiny-imagenet-200.zip").write_bytes(b"")
+    assert found_in_root({"name": "tiny_imagenet"}, tmp_path) is None, "the published zip is checked by its sum"
 
 
 def test_tiny_imagenet_classes_in_the_order_of_their_ids(shared_data, scale):

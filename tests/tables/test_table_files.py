@@ -21,12 +21,14 @@ SMALL = {  # embedded, generated, or named by the table that needs it
     "ising_models",
     "linear_tasks",
     "none",
+    "omniglot_episodes",
     "pendulum",
     "pendulum_logged",
     "several",
     "shifted_gaussians",
     "sinusoid",
     "tiny_imagenet",
+    "tiny_imagenet_episodes",
 }
 
 
