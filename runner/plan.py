@@ -75,6 +75,11 @@ def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
             content = fingerprint(dataset["name"], place)
             if content is not None:
                 found[f"{prefix}dataset.path"] = content
+            names = (dataset.get("episodes") or {}).get("test_sets") or []
+            places = {name: found_in_root({"name": name}, config["paths"]["data"]) for name in names}
+            if any(places.values()):
+                contents = [f"{name} {fingerprint(name, place)}" for name, place in places.items()]
+                found[f"{prefix}dataset.episodes.test_sets"] = ", ".join(contents)
         if model.get("weights"):
             found[f"{prefix}model.weights"] = weights_fingerprint(model, f"{prefix}model.weights")
     found |= _stored_runs(config["method"])

@@ -165,6 +165,15 @@ def test_a_file_found_among_the_data_enters_as_its_path_would(tmp_path):
     assert key(composed(*words)) not in {one, without}
 
 
+def test_a_test_set_found_among_the_data_enters_as_its_content(tmp_path):
+    words = "method=maml", "dataset.episodes.test_sets=[cub_episodes,digits]", f"paths.data={tmp_path}"
+    keys = [key(composed(*words))]
+    for text in ("one copy", "another copy"):
+        (tmp_path / "CUB.zip").write_text(text)
+        keys.append(key(composed(*words)))
+    assert len(set(keys)) == 3
+
+
 def test_the_place_of_a_data_set_with_published_checksums_does_not_matter(tmp_path):
     keys = {
         key(composed("method=supervised", "dataset=cifar10", f"dataset.path={path}")) for path in ("null", "a", "b")
