@@ -21,13 +21,16 @@ SMALL = {  # embedded, generated, or named by the table that needs it
     "ising_models",
     "linear_tasks",
     "none",
+    "omniglot_episodes",
     "pendulum",
     "pendulum_logged",
     "several",
     "shifted_gaussians",
     "sinusoid",
     "tiny_imagenet",
+    "tiny_imagenet_episodes",
 }
+THREE_SEEDS = {"cxgrad/desk", "cxgrad/desk_images"}  # the card's check, of many minutes a seed
 
 
 def scale_of_every_table() -> list:
@@ -42,7 +45,7 @@ def scale_of_every_table() -> list:
 @pytest.mark.parametrize(("name", "scale"), scale_of_every_table())
 def test_a_table_file(name, scale):
     """Every measured cell composes, claims compare what rows say alone; a desk table has its own small grid and data,
-    and claims of five seeds."""
+    and claims of five seeds, or of three where that is the card's check."""
     table = read_table(name)
     grid = make_grid(name, table, scale, seeds=[0])
     runs = grid.runs()
@@ -55,7 +58,7 @@ def test_a_table_file(name, scale):
     assert 1 <= len(runs) <= 12
     assert {run.plan.config["dataset"]["name"] for run in runs} <= SMALL
     if scale == "desk" and grid.section.claims:
-        assert len(at_scale(table, scale).seeds) >= 5
+        assert len(at_scale(table, scale).seeds) >= (3 if name in THREE_SEEDS else 5)
 
 
 def reported(name: str, row: str, column: str) -> tuple:
