@@ -130,6 +130,9 @@ def run(overrides: list[str], config_dirs: Sequence[Path]) -> int:
     from runner.compose import compose
 
     composed = compose(overrides, config_dirs)
+    for word in overrides:
+        if word.lstrip("+").startswith(("hydra/launcher", "hydra.launcher")):
+            raise UserError(f"'{word}' has no effect on one run: add -m, which hands the cells to a launcher")
     from runner.execute import execute
 
     return _print(str(execute(composed)))

@@ -110,9 +110,11 @@ def runs_folder(words: Sequence[str]) -> tuple[Path, list[str]]:
     """Where the run folders are (``paths.runs=DIR`` among the words, else the default), and the other words.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the word names no folder, or there is none.
     """
     given = [word.partition("=")[2] for word in words if word.startswith("paths.runs=")]
+    if given and not given[-1]:
+        raise UserError("'paths.runs=' names no folder")
     folder = Path(given[-1] if given else runs_default()).expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"there are no run folders in {folder}; name their place with paths.runs=DIR")

@@ -15,6 +15,7 @@ Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1)]  # empty is a forgotten or unset variable, as in model.weights=$RUN
 
 
 @dataclass(kw_only=True)
@@ -22,9 +23,9 @@ class ModelSettings:
     """A network of the zoo (``name``) or of the user (``target=package:function``)."""
 
     name: str
-    target: str | None = None  # package:function(num_classes=..., in_channels=..., **arguments) -> torch.nn.Module
+    target: Name | None = None  # package:function(num_classes=..., in_channels=..., **arguments) -> torch.nn.Module
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the function
-    weights: str | None = None  # imagenet (torchvision's), a .safetensors file, or a run folder
+    weights: Name | None = None  # imagenet (torchvision's), a .safetensors file, or a run folder
     head: Literal["keep", "reinit"] = "keep"  # reinit: the classifier of the weights is replaced by a fresh one
     stem: Literal["auto", "imagenet", "cifar"] = "auto"  # auto: by image size, printed (runner.models.choose_stem)
     padding: Literal["auto", "symmetric", "tensorflow"] = "auto"  # tensorflow: stride-2 3x3 pads right and bottom only
@@ -66,14 +67,14 @@ class AnyDataset:
     """What every data set has; a kind of its own adds fields in a class ``Settings`` of its module."""
 
     name: str
-    path: str | None = None  # folder or archive of the user; enters the key as the fingerprint of its content
+    path: Name | None = None  # folder or archive of the user; enters the key as the fingerprint of its content
 
 
 @dataclass(kw_only=True)
 class DatasetSettings(AnyDataset):
     """A labelled image set, or tasks (episodes)."""
 
-    target: str | None = None  # package:function(split, **arguments) -> torch Dataset; with dataset=torch_dataset
+    target: Name | None = None  # package:function(split, **arguments) -> torch Dataset; with dataset=torch_dataset
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the function
     image_size: Positive | None = None  # side in pixels after resizing; null: as stored (the first image's)
     train_size: Positive | None = None  # class-balanced subset of the training images; null: all
@@ -199,8 +200,8 @@ class Tracking:
 
 @dataclass(kw_only=True)
 class Paths:
-    runs: str  # run folders
-    data: str  # downloaded data sets
+    runs: Name  # run folders
+    data: Name  # downloaded data sets
 
 
 @dataclass(kw_only=True)

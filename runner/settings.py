@@ -73,12 +73,13 @@ def validate(config: dict[str, Any], origin: Origin | None = None) -> Settings:
     """
     names = {item.name for item in dataclasses.fields(Settings)}
     known = {key: value for key, value in config.items() if key in names}
+    settings = _with_dataset(Settings, known, "", origin)  # first: the sections of networks refer to its values
     for key, value in config.items():
         if key not in names:
             if not isinstance(value, dict) or not ROLE_KEYS & set(value):
                 raise _unknown(key, key, names, origin)
             _with_dataset(Role, value, key, origin)
-    return _with_dataset(Settings, known, "", origin)
+    return settings
 
 
 def _with_dataset(cls: type, values: dict[str, Any], prefix: str, origin: Origin | None) -> Any:
@@ -262,6 +263,8 @@ def expectation(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         metadata = [part for item in arguments[1:] for part in getattr(item, "metadata", [item])]
+        if arguments[0] is str and any(getattr(part, "min_length", 0) for part in metadata):
+            return "a text that is not empty"
         bounds = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS.items() if hasattr(m, name)]
         return " ".join([expectation(arguments[0]), " and ".join(bounds)]).strip()
     if origin is Literal:

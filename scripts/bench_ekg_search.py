@@ -10,13 +10,19 @@ random images; says which.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tarfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", sys.argv[2] if len(sys.argv) > 2 else "1")
+if __name__ == "__main__":  # before torch is loaded, which reads the number of threads
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", nargs="?", type=int, default=10)
+    parser.add_argument("threads", nargs="?", type=int, default=1)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", str(arguments.threads))
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -149,4 +155,4 @@ def main(steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
+    main(arguments.steps)

@@ -64,7 +64,7 @@ class Candidate:
 
 def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
     options = parser().read(arguments)
-    if options.older_than < 0:
+    if not options.older_than >= 0:  # nan too
         raise UserError(f"--older-than {options.older_than:g}: expected days, 0 or more")
     folder, words = runs_folder(options.words)
     filters = [Filter.read(word) for word in words]

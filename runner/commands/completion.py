@@ -57,7 +57,7 @@ def main(arguments: Sequence[str], config_dirs: Sequence[Path]) -> int:
         print("\n".join(words(arguments[1], config_dirs)))
         return 0
     if len(arguments) != 1 or arguments[0] not in SCRIPTS:
-        got = f"'{arguments[0]}'" if arguments else "nothing"
+        got = f"'{' '.join(arguments)}'" if arguments else "nothing"
         raise UserError(f"completion: expected bash, zsh or fish, got {got}")
     print(SCRIPTS[arguments[0]].strip())
     return 0

@@ -143,6 +143,7 @@ def test_filters(words, keys, runs, capsys):
         (["accuracy"], ["not a filter"]),
         (["--formt", "csv"], ["--formt", "--format"]),
         (["--format", "xml"], ["xml", "runner runs --help"]),
+        (["paths.runs="], ["'paths.runs=' names no folder"]),
         (["paths.runs=nowhere"], ["no run folders", "nowhere", "paths.runs=DIR"]),
     ],
 )
