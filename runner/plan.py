@@ -75,7 +75,8 @@ def path_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
             content = fingerprint(dataset["name"], place)
             if content is not None:
                 found[f"{prefix}dataset.path"] = content
-            names = (dataset.get("episodes") or {}).get("test_sets") or []
+            episodes = dataset.get("episodes")
+            names = (episodes.get("test_sets") or []) if isinstance(episodes, Mapping) else []
             places = {name: found_in_root({"name": name}, config["paths"]["data"]) for name in names}
             if any(places.values()):
                 contents = [f"{name} {fingerprint(name, place)}" for name, place in places.items()]

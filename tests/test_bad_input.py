@@ -57,11 +57,6 @@ def wrong(place: Path, *arguments: object) -> Answer:
         (["recipe.epochs=many"], ["recipe.epochs", "expected an integer > 0", "'many'", "set on the command line"]),
         (["recipe.epochs=0"], ["recipe.epochs", "expected an integer > 0", "got 0"]),
         (["seed=-1"], ["seed", "expected an integer >= 0"]),
-        (["method=erm", "method.batch_size=1"], ["method.batch_size", "expected an integer >= 2"]),
-        (
-            ["method=sac", "dataset.random_return=1", "dataset.expert_return=1"],
-            ["random_return equals expert_return", "set both to null"],
-        ),
         (["recipe.accumulation=0"], ["recipe.accumulation", "expected an integer > 0"]),
         (["recipe.ema_decay=1.5"], ["recipe.ema_decay", "expected a number >= 0 and < 1 or null"]),
         (["seeds.order=-1"], ["seeds.order", "expected an integer >= 0"]),
@@ -84,6 +79,20 @@ def test_a_method_that_takes_other_data(tmp_path):
     folder = write_config(tmp_path / "conf", "of_graphs", "user_methods:OfGraphs")
     answer = wrong(tmp_path, "method=of_graphs", *SMOKE[1:], "--config-dir", folder)
     refused(answer, "dataset=digits: method of_graphs takes graphs, and this is images", "runner list datasets")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["method=erm", "method.batch_size=1"], ["method.batch_size", "expected an integer >= 2"]),
+        (
+            ["method=sac", "dataset.random_return=1", "dataset.expert_return=1"],
+            ["random_return and expert_return are equal", "set them to null"],
+        ),
+    ],
+)
+def test_a_wrong_value_of_another_kind_of_data(tmp_path, arguments, words):
+    refused(wrong(tmp_path, *arguments, *SMOKE[2:]), *words)
 
 
 @pytest.mark.parametrize("option", ["mixup", "cutmix"])
