@@ -208,15 +208,18 @@ def _where(key: str, origin: Origin | None) -> str:
 def _message(cls: type, values: Any, prefix: str, problems: list[Any], origin: Origin | None) -> str:
     first = problems[0]
     annotation, value, words = cls, values, [prefix] if prefix else []
+    depth = 0
     for part in first["loc"]:
         inner = _inner(annotation, part)
         if inner is None:
             break
+        depth += 1
         annotation = inner
         words.append(f"[{part}]" if isinstance(part, int) else part)
         value = value.get(part) if isinstance(value, dict) else value[part]
     key = ".".join(words).replace(".[", "[")
-    more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+    others = len({problem["loc"][:depth] for problem in problems}) - 1  # each kind that a value may have adds one
+    more = f" (and {others} more like it)" if others else ""
     if first["type"] == "missing":
         return f"{key}: no value is set; expected {expectation(annotation)}{more}"
     if first["type"] in ("value_error", "assertion_error"):
