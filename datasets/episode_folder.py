@@ -92,7 +92,7 @@ def found(dataset: Mapping[str, Any], data_root: Path) -> Path | None:
 
 
 def found_part(dataset: Mapping[str, Any], data_root: Path) -> Path | None:
-    """Of Tiny ImageNet."""
+    """A part of Tiny ImageNet in the data root, where the published zip is not there; None for the other sets."""
     return tiny_imagenet.found_part(dataset, data_root) if dataset["name"] == TINY else None
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from runner import registry
 from runner.defaults import SiteDefaults, site_defaults
-from runner.errors import UserError, did_you_mean, nearest
+from runner.errors import ON_COMMAND_LINE, UserError, did_you_mean, nearest
 
 # Hydra's own keys that mean something here; folders and logging are the runner's business.
 HYDRA_PREFIXES = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 LABELS = ("method.name", "scale.name", "recipe.name")  # results are filed under these; they are what was chosen
 # the last of config.yaml first
 OVERLAYS = ("recommended/dataset", "recommended/recipe", "recommended", "recommended/constants")
-COMMAND_LINE = " (set on the command line)"
+COMMAND_LINE = f" (set {ON_COMMAND_LINE})"
 _OVERRIDE = re.compile(
     r"(?P<sign>\+\+|\+|~)?(?P<key>\w[\w$-]*(?:[./]\w[\w$-]*)*)(?P<package>@[^=]*)?(?:=(?P<value>.*))?", re.DOTALL
 )
@@ -333,7 +333,7 @@ def _origin(key: str, overrides: Iterable[str], choices: dict[str, str], path: S
     for word in overrides:
         match = _OVERRIDE.fullmatch(word)
         if match and match["key"] not in choices and (f"{key}.".startswith(f"{match['key']}.")):
-            return "on the command line"
+            return ON_COMMAND_LINE
     section, _, rest = key.partition(".")
     overlays = [f"{group}/{choices.get(f'{group}@_global_')}" for group in OVERLAYS]
     candidates = [(overlay, key) for overlay in overlays] + [(f"method/{choices.get('method')}", key)]
@@ -344,7 +344,7 @@ def _origin(key: str, overrides: Iterable[str], choices: dict[str, str], path: S
             if file.is_file() and _has_key(registry.read_yaml(file), inner):
                 return f"in {registry.display(file)}"
     below = any(word.lstrip("+").startswith(f"{key}.") for word in overrides)
-    return "on the command line" if below else "in a config file"
+    return ON_COMMAND_LINE if below else "in a config file"
 
 
 def _has_key(tree: Any, key: str) -> bool:

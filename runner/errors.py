@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 LAST_STATE = "the last saved state is kept, the same command goes on from it"
+ON_COMMAND_LINE = "on the command line"  # where a value was set, as messages say it
 
 
 class UserError(Exception):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from runner.errors import ON_COMMAND_LINE
 
 if TYPE_CHECKING:
     from runner.schema import Recipe
-
-COMMAND_LINE = "on the command line"  # as an origin names it
 
 
 def noted(recipe: Recipe, read: set[str]) -> Recipe:
@@ -26,15 +27,11 @@ def noted(recipe: Recipe, read: set[str]) -> Recipe:
             return super().__getattribute__(name)
 
         def __reduce__(self) -> tuple[Any, ...]:  # copies and other processes take the plain one
-            return _plain, (plain, {field.name: getattr(self, field.name) for field in fields(self)})
+            return partial(plain, **{field.name: getattr(self, field.name) for field in fields(self)}), ()
 
     seen = copy.copy(recipe)
     seen.__class__ = Noted
     return seen
-
-
-def _plain(kind: type, values: dict[str, Any]) -> Any:
-    return kind(**values)
 
 
 def set_in_vain(
@@ -49,6 +46,6 @@ def set_in_vain(
             continue
         if isinstance(value, dict):
             found += set_in_vain(value, set(), origin, f"{prefix}.{name}")
-        elif origin(f"{prefix}.{name}") == COMMAND_LINE:
+        elif origin(f"{prefix}.{name}") == ON_COMMAND_LINE:
             found.append(f"{prefix}.{name}={value}")
     return found

@@ -79,7 +79,7 @@ class BayesianTAML:
 
     def run(self, ctx: Context) -> dict[str, float]:
         """Returns what ``meta_learn`` returns; where shots differ between the classes of a task accuracy_imbalanced
-        (of such test tasks), class_share_correlation (Spearman's, of a class's shots and share, their mean), and
+        (of such test tasks), class_share_correlation (Spearman's, of a class's shots and share, mean over tasks), and
         rate_correlation (of support size and the mean factor of the convolutions' rates, over test tasks)."""
         most = ctx.data.settings.max_shots or ctx.data.settings.shots
         if (weights := ctx.settings.model.weights) is not None:
@@ -111,7 +111,9 @@ class BayesianTAML:
             if shots.min() < shots.max():
                 imbalanced.append(float(score))
                 if "classes" in means:
-                    of_classes.append(float(spearmanr(shots.cpu(), means["classes"].cpu()).statistic))
+                    shares = means["classes"].cpu()
+                    if shares.min() < shares.max():  # of equal shares there is no correlation
+                        of_classes.append(float(spearmanr(shots.cpu(), shares).statistic))
         found = {"accuracy_imbalanced": imbalanced, "class_share_correlation": of_classes}
         metrics = {name: float(numpy.mean(values)) for name, values in found.items() if values}
         if factors and len(set(sizes)) > 1 and len(set(factors)) > 1:
